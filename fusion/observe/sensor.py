@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pystac
+from odc.geo.geobox import GeoBox
 
 from fusion.cube.grid import Grid
 from fusion.cube.spectrum import Response
@@ -68,6 +69,7 @@ class Pass:
 Read = Callable[[pystac.Item, Grid], Scene]
 Write = Callable[[Scene, Path], pystac.Item]
 Revisit = Callable[[float, float, date, date], list[Pass]]
+Native = Callable[[Grid], GeoBox]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +104,9 @@ class Sensor:
     """where each fact above comes from"""
     write: Write | None = None
     """(scene, folder) -> item: the inverse of read, the same files that the real instrument's archive has; used by simulation"""
+    native: Native | None = None
+    """(window) -> the sensor's own pixels (its CRS, its grid alignment) that cover the window; used by simulation.
+    None = north-up pixels of size `pixel` in the window's CRS"""
     example_channels: tuple[tuple[float, float], ...] = ()
     """(centre, fwhm) nm of a typical file, for spectrometers: display, planning and simulation only"""
 
