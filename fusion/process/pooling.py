@@ -154,7 +154,8 @@ def pool(
 
 
 def _pool_one(
-    said: Array, precision: Array, member: Array, group_of: NDArray[np.intp], prior: tuple[float, float], scale: Array, points: int
+    said: Array, precision: Array, member: Array, group_of: NDArray[np.intp],
+    prior: tuple[float, float], scale: Array, points: int,
 ) -> dict[str, Array]:
     """One parameter: exact Gaussian algebra on every grid point (Q) of (within, between), then the mixture over the grid."""
     centre0, variance0 = prior[0], prior[1] ** 2

@@ -17,7 +17,8 @@ SCHOOL_SD = np.array([15.0, 10, 16, 11, 9, 11, 10, 18])
 
 def summaries(mean: NDArray[np.float64], sd: NDArray[np.float64], groups: list[str] | None = None) -> list[Summary]:
     groups = groups or [""] * len(mean)
-    return [Summary(f"t{j}", np.array([m]), np.array([1 / s**2]), g) for j, (m, s, g) in enumerate(zip(mean, sd, groups, strict=True))]
+    rows = zip(mean, sd, groups, strict=True)
+    return [Summary(f"t{j}", np.array([m]), np.array([1 / s**2]), g) for j, (m, s, g) in enumerate(rows)]
 
 
 def brute_force(
@@ -34,7 +35,8 @@ def brute_force(
             total = prior_cov + np.diag(sd**2)
             gap = mean - prior[0]
             gain = np.linalg.solve(total, prior_cov).T
-            logs.append(-0.5 * gap @ np.linalg.solve(total, gap) - 0.5 * np.linalg.slogdet(total)[1] - (within**2 + between**2) / 2 / scale**2)
+            evidence = -0.5 * gap @ np.linalg.solve(total, gap) - 0.5 * np.linalg.slogdet(total)[1]
+            logs.append(evidence - (within**2 + between**2) / 2 / scale**2)
             means.append(prior[0] + gain @ gap)
             variances.append(np.diag(prior_cov - gain @ prior_cov))
     weight = np.exp(np.array(logs) - max(logs))
