@@ -1,0 +1,74 @@
+"""Covariances between dates: the temporal prior of every level, and the empirical covariance it may be blended with.
+
+A level's temporal covariance is a convex mixture, unit variance on average over the dates,
+
+    C = (1 - w) [ a_s 1 1^T + a_a cos(2 pi dt / 365.25) + a_m M_3/2(dt / length) + a_r M_1/2(dt / 4 d) ] + w E,
+
+of what never changes, an annual cycle of free phase, smooth change, rough change, and E, the covariance between dates
+that the data show (`empirical`).  The rough part never vanishes, so that C stays well conditioned.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from numpy.typing import NDArray
+
+YEAR = 365.25
+ROUGH_DAYS = 4.0
+"""correlation time of the rough part, days: two looks in one week share weather and ground wetness, two months do not"""
+
+
+def lags(days: ArrayLike) -> Array:
+    """(T, T) absolute time differences, days.  days: (T,)."""
+    days = jnp.asarray(days)
+    return jnp.abs(days[:, None] - days[None, :])
+
+
+def matern12(lag: Array, length: ArrayLike) -> Array:
+    """exp(-|dt| / length), the Ornstein-Uhlenbeck process (Rasmussen & Williams 2006, eq. 4.18)."""
+    return jnp.exp(-lag / length)
+
+
+def matern32(lag: Array, length: ArrayLike) -> Array:
+    """(1 + q) exp(-q), q = sqrt(3) |dt| / length (Rasmussen & Williams 2006, eq. 4.17)."""
+    q = jnp.sqrt(3.0) * lag / length
+    return (1.0 + q) * jnp.exp(-q)
+
+
+def annual(lag: Array) -> Array:
+    """cos(2 pi dt / year): one harmonic of random amplitude and phase (its two quadratures have equal variance)."""
+    return jnp.cos(2.0 * jnp.pi * lag / YEAR)
+
+
+def mixture(days: ArrayLike, shares: ArrayLike, length: ArrayLike, learned: ArrayLike = 0.0, empirical: ArrayLike | None = None) -> Array:
+    """(T, T) temporal covariance of a level, the module's equation.
+
+    days: (T,). shares: (4,) non-negative weights of static, annual, smooth, rough; only their ratios matter.
+    length: days, of the smooth part. learned: w in [0, 1). empirical: (T, T) covariance of unit mean diagonal, or None.
+    """
+    lag = lags(days)
+    shares = jnp.asarray(shares)
+    part = shares / shares.sum()
+    anchor = part[0] + part[1] * annual(lag) + part[2] * matern32(lag, length) + part[3] * matern12(lag, ROUGH_DAYS)
+    return anchor if empirical is None else (1.0 - learned) * anchor + learned * jnp.asarray(empirical)
+
+
+def empirical(series: NDArray[np.floating], weight: NDArray[np.floating], anchor: NDArray[np.floating], strength: float = 4.0) -> NDArray[np.float32]:
+    """(T, T) covariance between dates of a set of series, shrunk to an anchor; unit mean diagonal, positive definite.
+
+    E = (S + strength * s2 * anchor) / (n + strength), S_tt' = sum_j w_jt w_jt' y_jt y_jt', n_tt' = sum_j w_jt w_jt', s2 the
+    mean square of the series: the posterior mean under an inverse-Wishart prior of `strength` pseudo-series.
+
+    series: (J, T) deviations from their common mean.  weight: (J, T) 1 where seen, 0 where not.
+    """
+    y, w = np.where(weight > 0, series, 0.0).astype(np.float64), np.asarray(weight, dtype=np.float64)
+    square = float((y**2 * w).sum() / max(w.sum(), 1.0))
+    if not square > 0:
+        return np.asarray(anchor, dtype=np.float32)
+    total = ((y * w).T @ (y * w) / square + strength * anchor) / (w.T @ w + strength)
+    values, vectors = np.linalg.eigh((total + total.T) / 2)
+    total = (vectors * np.maximum(values, 1e-4 * values.max())) @ vectors.T
+    return np.asarray(total / np.mean(np.diag(total)), dtype=np.float32)

@@ -1,0 +1,173 @@
+"""How the levels of the hierarchy spread over the pixels: A_l(s, i), row s = pixel, column i = unit of the level.
+
+Each space is a linear map `spread (..., m) -> (..., Y, X)` with its exact transpose `gather`, and no scatter-add
+(float32 scatters are orders of magnitude slower than gathers on GPUs).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.tree_util import register_dataclass
+from numpy.typing import NDArray
+
+CHUNK = 32
+"""pixels per partial sum of an object"""
+
+
+class Space(Protocol):
+    """What every level's spatial factor can do."""
+
+    @property
+    def size(self) -> int:
+        """m, the number of units."""
+        ...
+
+    def spread(self, units: Array) -> Array:
+        """(..., m) -> (..., Y, X): A units."""
+        ...
+
+    def gather(self, plane: Array) -> Array:
+        """(..., Y, X) -> (..., m): A^T plane."""
+        ...
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Dense weights: the scene (one unit of weight 1) and the classes (soft memberships)."""
+
+    weight: Array
+    """(m, Y, X)"""
+
+    @property
+    def size(self) -> int:
+        """m."""
+        return int(self.weight.shape[0])
+
+    def spread(self, units: Array) -> Array:
+        """Weighted sum of the units at every pixel."""
+        return jnp.einsum("...m,myx->...yx", units, self.weight)
+
+    def gather(self, plane: Array) -> Array:
+        """Weighted sum of the pixels of every unit."""
+        return jnp.einsum("...yx,myx->...m", plane, self.weight)
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """One unit per segment: every pixel belongs to exactly one."""
+
+    label: Array
+    """(Y, X) int32, 0 .. m-1"""
+    order: Array
+    """(chunks, CHUNK) int32: flat pixels grouped by object, padded with Y*X (a slot that holds zero)"""
+    owner: Array
+    """(chunks, m) float32 one-hot: the object of each chunk"""
+
+    @classmethod
+    def from_label(cls, label: NDArray[np.integer]) -> Objects:
+        """Objects of a label map (Y, X); labels are renumbered without gaps, in increasing order."""
+        flat = np.unique(label.ravel(), return_inverse=True)[1].astype(np.int32)
+        count = int(flat.max()) + 1
+        sizes = np.bincount(flat, minlength=count)
+        chunks = -(-sizes // CHUNK)
+        total = -(-int(chunks.sum()) // 64) * 64  # bucketed, so that tiles with about as many objects share a compile
+        order = np.full((total, CHUNK), flat.size, dtype=np.int32)
+        first = np.concatenate([[0], np.cumsum(chunks)[:-1]])
+        by_object = np.argsort(flat, kind="stable")
+        rank = np.arange(flat.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        order.reshape(-1)[first[flat[by_object]] * CHUNK + rank] = by_object
+        units = -(-count // 32) * 32
+        owner = np.zeros((total, units), dtype=np.float32)
+        owner[np.arange(int(chunks.sum())), np.repeat(np.arange(count), chunks)] = 1.0
+        return cls(jnp.asarray(flat.reshape(label.shape)), jnp.asarray(order), jnp.asarray(owner))
+
+    @property
+    def size(self) -> int:
+        """m, padded to a multiple of 32 (units that own no pixel keep their prior and touch nothing)."""
+        return int(self.owner.shape[1])
+
+    def spread(self, units: Array) -> Array:
+        """The unit of every pixel's object."""
+        return jnp.take(units, self.label, axis=-1)
+
+    def gather(self, plane: Array) -> Array:
+        """Sum over the pixels of every object: gather, partial sums of CHUNK, then one small matrix product."""
+        flat = plane.reshape(*plane.shape[:-2], -1)
+        flat = jnp.concatenate([flat, jnp.zeros_like(flat[..., :1])], axis=-1)
+        return jnp.take(flat, self.order, axis=-1).sum(-1) @ self.owner
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Smooth:
+    """A smooth field: cubic B-splines on a lattice of nodes fixed in the GLOBAL grid, unit prior variance at every pixel."""
+
+    rows: Array
+    """(Y, Gy) weights, sum of squares 1 per row"""
+    cols: Array
+    """(X, Gx)"""
+
+    @classmethod
+    def lattice(cls, shape: tuple[int, int], origin: tuple[int, int], spacing: float) -> Smooth:
+        """Nodes every `spacing` pixels.  origin: global (row, column) of the first pixel, so that tiles share their nodes."""
+        return cls(*(jnp.asarray(_splines(n, o, spacing)) for n, o in zip(shape, origin, strict=True)))
+
+    @property
+    def size(self) -> int:
+        """m = Gy Gx."""
+        return int(self.rows.shape[1] * self.cols.shape[1])
+
+    def spread(self, units: Array) -> Array:
+        """Interpolate the nodes, one axis at a time."""
+        grid = units.reshape(*units.shape[:-1], self.rows.shape[1], self.cols.shape[1])
+        return jnp.einsum("yg,...gh,xh->...yx", self.rows, grid, self.cols)
+
+    def gather(self, plane: Array) -> Array:
+        """Its transpose."""
+        grid = jnp.einsum("yg,...yx,xh->...gh", self.rows, plane, self.cols)
+        return grid.reshape(*plane.shape[:-2], -1)
+
+
+def _splines(count: int, origin: int, spacing: float) -> NDArray[np.float32]:
+    """(count, nodes) uniform cubic B-spline weights of pixels origin .. origin+count-1, normalised to sum of squares 1."""
+    place = (origin + np.arange(count) + 0.5) / spacing
+    first = int(np.floor(place[0])) - 1
+    nodes = int(np.floor(place[-1])) + 2 - first + 1
+    q = np.abs(place[:, None] - (first + np.arange(nodes))[None, :])
+    weight = np.where(q < 1, 2 / 3 - q**2 + q**3 / 2, np.maximum(2 - q, 0) ** 3 / 6)
+    return np.asarray(weight / np.sqrt((weight**2).sum(1, keepdims=True)), dtype=np.float32)
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """The identity: every pixel is its own unit."""
+
+    like: Array
+    """(Y, X) zeros: carries the shape"""
+
+    @property
+    def size(self) -> int:
+        """m = Y X."""
+        return int(self.like.size)
+
+    def spread(self, units: Array) -> Array:
+        """(..., Y X) -> (..., Y, X)."""
+        return units.reshape(*units.shape[:-1], *self.like.shape)
+
+    def gather(self, plane: Array) -> Array:
+        """(..., Y, X) -> (..., Y X)."""
+        return plane.reshape(*plane.shape[:-2], -1)
+
+
+def dense(space: Space, shape: tuple[int, int]) -> Array:
+    """(m, Y, X) the matrix A^T of a small space, for preconditioners and pictures."""
+    return jax.vmap(space.spread)(jnp.eye(space.size)).reshape(space.size, *shape)
