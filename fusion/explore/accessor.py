@@ -38,7 +38,7 @@ def open_cube(url: str, *, storage_options: dict[str, Any] | None = None) -> xr.
         dataset = xr.open_zarr(url, storage_options=storage_options, chunks={})
     except (FileNotFoundError, KeyError, ValueError, OSError) as error:
         raise StoreError(
-            f"no cube can be opened at {url}: {error}. Give the folder or bucket that `fusion run` wrote; `fusion status` checks it"
+            f"no cube can be opened at {url}: {error}. Give the folder or bucket that `fusion run` wrote"
         ) from error
     if "fusion" not in dataset.attrs:
         raise StoreError(f"{url} is a Zarr store but not a fused cube: it has no `fusion` attributes")
@@ -135,7 +135,8 @@ class FusionAccessor:
         if not (left <= x <= right and bottom <= y <= top):
             west, south, east, north = grid.lonlat.boundingbox.bbox
             raise JobError(
-                f"({lon}, {lat}) lies outside the cube, which spans longitude {west:.4f}..{east:.4f} and latitude {south:.4f}..{north:.4f}"
+                f"({lon}, {lat}) lies outside the cube, which spans longitude {west:.4f}..{east:.4f} "
+                f"and latitude {south:.4f}..{north:.4f}"
             )
         return self._data.sel(x=x, y=y, method="nearest")
 
@@ -153,7 +154,8 @@ class FusionAccessor:
     def expect(self, f: Callable[[xr.Dataset], xr.DataArray], sensor: str = "landsat-8") -> xr.Dataset:
         """E[f(bands)] over the posterior, with the plug-in f(E[bands]) beside it (their difference is the Jensen gap).
 
-        f takes a Dataset with one variable per band name of `sensor` and returns a DataArray. Returns mean, sd, plug_in and draws.
+        f takes a Dataset with one variable per band name of `sensor` and returns a DataArray.
+        Returns mean, sd, plug_in and draws.
         """
         bands = self.bands(sensor)
         if "draws" not in bands:
@@ -168,15 +170,14 @@ class FusionAccessor:
 
         Names are looked up in the Awesome Spectral Indices catalogue through spyndex. Returns mean, sd, plug_in and draws.
         """
-        formula, constants = name, {}
-        if name.isidentifier():
-            formula, constants = _catalogue(name)
+        formula, constants = _catalogue(name) if name.isidentifier() else (name, {})
         bands = {b.name for b in sensor_of(sensor).bands}
 
         def f(values: xr.Dataset) -> xr.DataArray:
-            scope = {**{k: v for k, v in values.data_vars.items()}, **constants}
-            scope |= {letter: values[b] for letter, b in STANDARD.items() if b in bands}
-            return xr.Dataset(scope).eval(f"({formula})")
+            letters = {letter: values[band] for letter, band in STANDARD.items() if band in bands}
+            result = values.assign({**letters, **constants}).eval(f"({formula})")
+            assert isinstance(result, xr.DataArray)  # an expression, not an assignment: it is bracketed
+            return result
 
         return self.expect(f, sensor).assign_attrs(index=name, formula=formula)
 
