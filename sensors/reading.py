@@ -102,18 +102,24 @@ def judge(qa: NDArray[Any], flags: Sequence[Flag]) -> tuple[NDArray[np.bool_], N
     return keep, inflate
 
 
+def growth(zenith: NDArray[Any], altitude: float = 705.0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(along scan, along track): how many times larger than at nadir a scanner's pixel is at a view zenith, degrees.
+
+    On a sphere of radius R = 6371 km seen from altitude h: slant s = sqrt((R + h)^2 - R^2 sin^2 z) - R cos z, along
+    track s / h, along scan s / (h cos z).  Terra and Aqua flew at 705 km.
+    """
+    z = np.radians(zenith)
+    track = (np.sqrt((6371.0 + altitude) ** 2 - (6371.0 * np.sin(z)) ** 2) - 6371.0 * np.cos(z)) / altitude
+    return track / np.cos(z), track
+
+
 def reach_of(psf: PSF, pixel: float, zenith: float = 0.0) -> float:
     """How far from its centre a pixel can see, metres: half the support of its footprint.
 
     Cell diagonal (half of it, doubled: the cell may lean) + blur (triangle: one FWHM grown by the view; Gaussian: 1.5 FWHM =
-    3.5 sd) + 3.5 geolocation sd.  Growth along scan from 705 km over a sphere: slant(zenith) / height / cos(zenith).
+    3.5 sd) + 3.5 geolocation sd.
     """
-    grown = psf.fwhm
-    if psf.kind == "scanner" and zenith:
-        nadir, limb = math.radians(zenith), 6371.0 / (6371.0 + 705.0)
-        scan = math.asin(limb * math.sin(nadir))
-        slant = 6371.0 * math.sin(nadir - scan) / math.sin(scan)
-        grown *= slant / 705.0 / math.cos(nadir)
+    grown = psf.fwhm * (float(growth(np.array(zenith))[0]) if psf.kind == "scanner" else 1.0)
     blur = grown if psf.kind == "scanner" else 1.5 * psf.fwhm
     return (math.sqrt(2.0) * pixel if psf.cell else 0.0) + blur + 3.5 * psf.geolocation
 
@@ -265,7 +271,7 @@ def _check_scale(plane: Plane, storage: Storage, shown: str, where: str) -> list
     told = f"{shown} declares scale {plane.scale:g}" + (f" and offset {plane.offset:g}" if plane.offset else "")
     documented = f"scale {storage.scale:g} and offset {storage.offset:g}"
     if math.isclose(plane.scale * storage.scale, 1.0, rel_tol=1e-3):
-        return [f"{told}, a divisor: read as {documented}"]
+        return [f"scale {plane.scale:g} declared, a divisor: read as {documented}"]
     if not math.isclose(plane.scale, storage.scale, rel_tol=1e-3):
         raise SceneError(f"{where}: {told}, the product documents {documented}: is it another collection or version?")
     if not math.isclose(plane.offset or 0.0, storage.offset, rel_tol=1e-3, abs_tol=1e-6):
