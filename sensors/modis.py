@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from fusion.cube.calendar import DAY, Instant, PixelDay, Window, instant_of
 from fusion.cube.grid import Grid
 from fusion.errors import SceneError
-from fusion.observe.psf import PSF
+from fusion.observe.psf import PSF, scan_growth
 from fusion.observe.scene import Scene, View
 from fusion.observe.sensor import Band, Collection, Noise, Sensor
 from sensors import modis_files, revisit
 from sensors.hdfeos import CELL, layers, native
-from sensors.reading import Flag, Plane, Storage, assemble, calibrate, growth, judge, onto, reach_of
+from sensors.reading import Flag, Plane, Storage, assemble, calibrate, judge, onto, reach_of
 from sensors.responses import responses, source
 
 NOISE = Noise(0.003, 0.03)
@@ -97,7 +97,7 @@ def read_surface(
     """
     where = f"{name} scene {item.id}"
     wanted = {**{b.name: b.assets for b in bands}, **(DAILY if daily else EIGHT_DAY)}
-    found = layers(item, wanted, window, reach_of(psf, CELL, 65.0), where, optional=("coverage",))
+    found = layers(item, wanted, window, reach_of(psf, CELL), where, optional=("coverage",))
     box = found["red"].geobox
     rho, notes = _stack(found, bands, SURFACE, where)
     numbers = [n for n, band in NAMES.items() if band in found]
@@ -117,7 +117,7 @@ def read_surface(
         keep &= inside
         when = PixelDay(np.where(inside, days, np.datetime64("NaT")))
         azimuth = np.full_like(zenith, scan_azimuth(window, aqua))
-    cells = np.prod(growth(np.nan_to_num(zenith)), axis=0)
+    cells = np.prod(scan_growth(zenith.astype(np.float64)), axis=0)
     inflate = (inflate * np.sqrt(cells)).astype(np.float32)
     view = View(zenith, azimuth, _coverage(found.get("coverage")))
     return assemble(name, bands, item, rho, box, when, keep=keep, inflate=inflate, view=view, notes=notes)
@@ -145,7 +145,7 @@ def _coverage(plane: Plane | None) -> NDArray[np.float32] | None:
 
 
 def scan_azimuth(window: Grid, ascending: bool) -> float:
-    """Degrees from north of the scan line, across the track: sin(heading) = cos(98.2) / cos(latitude), plus Earth's turn."""
+    """Degrees from north of the scan line, across the track: sin(heading) = cos(98.2) / cos(lat), plus Earth's turn."""
     latitude = np.radians(window.lonlat.centroid.coords[0][1])
     tilt = np.degrees(np.arcsin(np.clip(np.cos(np.radians(98.2)) / np.cos(latitude), -1, 1)))  # negative: west of north
     turn = np.degrees(np.arctan2(np.cos(latitude) * 0.4651, 6.74))  # Earth's surface speed over the ground speed, km/s
@@ -164,7 +164,6 @@ DAILY = {
 PLANETARY = "https://planetarycomputer.microsoft.com/api/stac/v1"
 CMR = "https://cmr.earthdata.nasa.gov/stac/LPCLOUD"
 SCANNER = PSF("scanner", 500.0, geolocation=50.0)
-NADIR = PSF("gaussian", 525.0, geolocation=50.0)
 SOURCES = (
     f"response: {source('modis')}; bands 6 and 7 centre on 1628 and 2114 nm, not on the nominal 1640 and 2130",
     "footprint: triangle along scan, twice the pixel wide; rectangle along track: Rojas, Schowengerdt, Biggar 2002, RSE 83:50-61",
@@ -176,16 +175,16 @@ TERRA_LIFE, AQUA_LIFE = (date(2000, 2, 24), None), (date(2002, 7, 4), None)
 
 _nbar = bands_of("Nadir_Reflectance_Band{}")
 MCD43A4 = Sensor(
-    "modis-mcd43a4", "MODIS Terra+Aqua nadir BRDF-adjusted reflectance, 16-day window (MCD43A4)", _nbar, NADIR, CELL,
-    read=partial(read_nbar, "modis-mcd43a4", _nbar, NADIR),
+    "modis-mcd43a4", "MODIS Terra+Aqua nadir BRDF-adjusted reflectance, 16-day window (MCD43A4)", _nbar, SCANNER, CELL,
+    read=partial(read_nbar, "modis-mcd43a4", _nbar, SCANNER),
     revisit=revisit.Composite(8, date(2000, 2, 24), "16-day window around this day; the archive repeats it daily"),
     offset_sd=0.008, discrepancy_sd=0.02, discrepancy_days=16.0, lifetime=TERRA_LIFE,
     collections=(Collection(PLANETARY, "modis-43A4-061"), Collection(CMR, "MCD43A4_061")),
     write=modis_files.write_nbar, native=native,
     sources=(
-        SOURCES[0], *SOURCES[2:],
-        "window: observations weighted by quality, coverage and distance from day 9 (product abstract); decay of 8 days chosen",
-        "blur 525 m: mean MOD09GA footprint for view zeniths to 45 degrees, weighted by coverage (720 x 576 m with the cell)",
+        *SOURCES,
+        "window: observations weighted by quality, coverage and distance from day 9 (product abstract); decay 8 days chosen",
+        "its looks reach 45 degrees of view zenith on average: a mean footprint of 720 x 576 m with the cell",
         "discrepancy: measured against Landsat on real pairs, sd about .02",
     ),
 )

@@ -102,26 +102,9 @@ def judge(qa: NDArray[Any], flags: Sequence[Flag]) -> tuple[NDArray[np.bool_], N
     return keep, inflate
 
 
-def growth(zenith: NDArray[Any], altitude: float = 705.0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(along scan, along track): how many times larger than at nadir a scanner's pixel is at a view zenith, degrees.
-
-    On a sphere of radius R = 6371 km seen from altitude h: slant s = sqrt((R + h)^2 - R^2 sin^2 z) - R cos z, along
-    track s / h, along scan s / (h cos z).  Terra and Aqua flew at 705 km.
-    """
-    z = np.radians(zenith)
-    track = (np.sqrt((6371.0 + altitude) ** 2 - (6371.0 * np.sin(z)) ** 2) - 6371.0 * np.cos(z)) / altitude
-    return track / np.cos(z), track
-
-
-def reach_of(psf: PSF, pixel: float, zenith: float = 0.0) -> float:
-    """How far from its centre a pixel can see, metres: half the support of its footprint.
-
-    Cell diagonal (half of it, doubled: the cell may lean) + blur (triangle: one FWHM grown by the view; Gaussian: 1.5 FWHM =
-    3.5 sd) + 3.5 geolocation sd.
-    """
-    grown = psf.fwhm * (float(growth(np.array(zenith))[0]) if psf.kind == "scanner" else 1.0)
-    blur = grown if psf.kind == "scanner" else 1.5 * psf.fwhm
-    return (math.sqrt(2.0) * pixel if psf.cell else 0.0) + blur + 3.5 * psf.geolocation
+def reach_of(psf: PSF, pixel: float) -> float:
+    """How far from the window a pixel's centre may lie and its footprint still touch it, metres."""
+    return psf.reach(pixel)
 
 
 def window_of(native: GeoBox, grid: Grid, reach: float, where: str = "scene") -> tuple[slice, slice]:
