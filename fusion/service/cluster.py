@@ -1,0 +1,128 @@
+"""Who works: a local Dask cluster, the address of a scheduler, or one process per GPU.
+
+A GPU worker's environment is set before its process imports JAX: one visible device, a memory share, a persistent compile cache.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+import platformdirs
+from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster, WorkerPlugin
+from distributed.worker import Worker
+
+from fusion.errors import JobError
+from fusion.service.job import Cluster
+from fusion.service.plan import workers_of
+
+log = logging.getLogger("fusion")
+
+SETTINGS = {
+    "distributed.scheduler.allowed-failures": 2,  # a tile that kills this many workers is given up, not the job
+    "distributed.scheduler.worker-saturation": 1.0,
+    "distributed.scheduler.worker-ttl": "10 minutes",
+    "distributed.scheduler.work-stealing": True,
+    "distributed.worker.memory.target": False,  # results are tiny: there is nothing to spill
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": 0.95,
+    "distributed.worker.memory.terminate": 0.98,
+    "distributed.worker.daemon": False,
+    "distributed.comm.timeouts.connect": "30s",
+    "distributed.comm.retry.count": 3,
+    "distributed.admin.tick.limit": "1 minute",
+}
+
+
+def cache_folder(cluster: Cluster) -> Path:
+    """Where compiled programs are kept between processes and runs."""
+    return Path(cluster.cache) if cluster.cache else Path(platformdirs.user_cache_dir("fusion")) / "compiled"
+
+
+def environment(cluster: Cluster) -> dict[str, str]:
+    """What a worker's process needs before it imports anything."""
+    found = {
+        "JAX_COMPILATION_CACHE_DIR": str(cache_folder(cluster)),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "GDAL_HTTP_TIMEOUT": "60", "GDAL_HTTP_CONNECTTIMEOUT": "15", "GDAL_HTTP_MAX_RETRY": "4", "GDAL_HTTP_RETRY_DELAY": "1",
+        "GDAL_HTTP_RETRY_CODES": "ALL", "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_CACHEMAX": "128",
+        "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+    }
+    return {k: os.environ.get(k, v) for k, v in found.items()}
+
+
+class Prepared(WorkerPlugin):
+    """Sets a worker up however it was started: environment, compile cache, one log format."""
+
+    name = "fusion"
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.environment = environment(cluster)
+
+    def setup(self, worker: Worker) -> None:
+        """Runs once in every worker, before its first tile."""
+        for key, value in self.environment.items():
+            os.environ.setdefault(key, value)
+        try:
+            Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            log.warning("no compile cache on %s: %s", worker.address, error)
+            return
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _gpu_workers(cluster: Cluster) -> dict[int, dict[str, Any]]:
+    base = environment(cluster) | {"XLA_CLIENT_MEM_FRACTION": "0.9"}
+    return {
+        device: {"cls": Nanny, "options": {
+            "nthreads": 1, "resources": {"GPU": 1}, "memory_limit": cluster.memory or "auto",
+            "env": base | {"CUDA_VISIBLE_DEVICES": str(device)},
+        }}
+        for device in cluster.gpus
+    }
+
+
+@contextmanager
+def connected(cluster: Cluster) -> Iterator[Client]:
+    """A Dask client with prepared workers; closes what it started."""
+    with dask.config.set(SETTINGS):
+        if cluster.scheduler:
+            try:
+                client = Client(cluster.scheduler, timeout="30s", set_as_default=False)
+            except (OSError, TimeoutError, ValueError) as error:
+                raise JobError(f"no Dask scheduler answers at {cluster.scheduler} ({error}): check the address, start it first") from error
+            owned = None
+        else:
+            count, limit = workers_of(cluster)
+            if cluster.gpus:
+                scheduler = {"cls": Scheduler, "options": {"dashboard_address": cluster.dashboard}}
+                owned = SpecCluster(workers=_gpu_workers(cluster), scheduler=scheduler, silence_logs=logging.ERROR)
+            else:
+                owned = LocalCluster(
+                    n_workers=count, threads_per_worker=cluster.threads, memory_limit=int(limit), env=environment(cluster),
+                    dashboard_address=cluster.dashboard, silence_logs=logging.ERROR,
+                )
+            client = Client(owned, set_as_default=False)
+        try:
+            client.register_plugin(Prepared(cluster))
+            yield client
+        finally:
+            _quietly_closed(client)
+            if owned is not None:
+                _quietly_closed(owned)
+
+
+def _quietly_closed(thing: Any) -> None:
+    """A cluster whose scheduler was killed cannot be closed in an orderly way; that is no second error."""
+    try:
+        thing.close(timeout=20)
+    except Exception as error:  # distributed raises many kinds here
+        log.debug("closing %s: %s", type(thing).__name__, error)

@@ -1,0 +1,222 @@
+"""What a job will cost, from metadata alone: tiles, looks, bytes, memory and time; refuses before anything is paid for.
+
+Projected peak memory of one tile at a time in a worker, from shapes (float32):
+
+    base + 4 T K Y X (FIELDS + S) + 4 (READ + OBSERVED sum_n B_n H_n W_n)
+
+with Y, X including the halo, S draws, n over the tile's looks. The constants were measured by `benchmarks/memory.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import psutil
+import shapely
+import shapely.geometry
+from dask.utils import format_bytes, parse_bytes
+from numpy.typing import NDArray
+from pyproj import Transformer
+
+from fusion.cube.cube import Cube
+from fusion.cube.grid import Grid, Tile, halo_for
+from fusion.errors import JobError
+from fusion.observe.sensor import Sensor, sensor
+from fusion.service.catalog import Found
+from fusion.service.job import Cluster, Job
+from fusion.service.policy import Item, interval
+from fusion.service.template import Layout
+
+BASE_BYTES = 900e6
+"""Python, JAX and its compiled programs"""
+FIELDS = 14.0
+"""copies of the latent field that an engine holds at its peak, draws apart"""
+OBSERVED = 5.0
+"""copies of a look: data, precision, residual, and the scene while it is read"""
+SECONDS = {"gaussian": 0.35e-6, "variational": 6.0e-6, "mcmc": 100.0e-6}
+"""core-seconds per latent value with everything warm"""
+SECONDS_DRAW = 0.13e-6
+SECONDS_LOOK = 0.25
+"""to open and read one window of one scene over a network; local files are faster"""
+COMPRESSION = 0.7
+"""of float32 fields by blosc-zstd with bitshuffle"""
+
+
+@dataclass(frozen=True, eq=False)
+class Coverage:
+    """Which scenes reach which tile."""
+
+    items: dict[str, list[Item]]
+
+    @cached_property
+    def _trees(self) -> dict[str, shapely.STRtree]:
+        return {
+            name: shapely.STRtree([shapely.geometry.shape(i["geometry"]) for i in items]) for name, items in self.items.items()
+        }
+
+    def of(self, tile: Tile) -> dict[str, list[Item]]:
+        """The scenes of each sensor whose outline meets the padded tile, in time order."""
+        polygon = outlines([tile])[0]
+        return {
+            name: [self.items[name][i] for i in sorted(tree.query(polygon, predicate="intersects"))]
+            for name, tree in self._trees.items()
+        }
+
+    def counts(self, tiles: Sequence[Tile]) -> dict[str, NDArray[np.int64]]:
+        """(tiles,) scenes per tile of each sensor."""
+        polygons = outlines(tiles)
+        return {
+            name: np.bincount(tree.query(polygons, predicate="intersects")[0], minlength=len(tiles))
+            for name, tree in self._trees.items()
+        }
+
+
+def outlines(tiles: Sequence[Tile]) -> NDArray[Any]:
+    """(tiles,) shapely polygons of the padded tiles in longitude and latitude."""
+    if not tiles:
+        return np.empty(0, object)
+    bounds = np.array([tuple(t.grid.bounds) for t in tiles])
+    west, south, east, north = bounds.T
+    middle_x, middle_y = (west + east) / 2, (south + north) / 2
+    x = np.stack([west, middle_x, east, east, east, middle_x, west, west], axis=1)
+    y = np.stack([south, south, south, middle_y, north, north, north, middle_y], axis=1)
+    to_degrees = Transformer.from_crs(tiles[0].grid.crs.proj, "EPSG:4326", always_xy=True)
+    lon, lat = to_degrees.transform(x, y)
+    rings = np.stack([lon, lat], axis=-1)
+    return np.asarray(shapely.polygons(np.concatenate([rings, rings[:, :1]], axis=1)))
+
+
+def halo_of(job: Job, grid: Grid) -> int:
+    """Pixels of halo: what the job says, else half of the coarsest footprint (half a cell and one blur width)."""
+    if job.tiles.halo is not None:
+        return job.tiles.halo
+    reach = 0.0
+    for source in job.sensors:
+        facts = sensor(source.name)
+        for psf in [facts.psf, *(b.psf for b in facts.bands if b.psf is not None)]:
+            reach = max(reach, psf.fwhm + (facts.pixel / 2 if psf.cell else 0.0))
+    return halo_for(reach, grid)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a job will cost."""
+
+    job: Job
+    cube: Cube
+    halo: int
+    found: Found
+    tiles: int
+    looks: dict[str, NDArray[np.int64]]
+    """(tiles,) scenes per tile of each sensor"""
+    read_bytes: float
+    peak_bytes: float
+    """projected peak memory of one worker"""
+    limit_bytes: float
+    """memory that one worker may use"""
+    workers: int
+    seconds: float
+    """projected wall time"""
+    output_bytes: float
+    """after compression"""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def layout(self) -> Layout:
+        """The store's template."""
+        return Layout(self.cube, self.job.tiles.core, self.job.output.draws, tuple(s.name for s in self.job.sensors))
+
+    @property
+    def fits(self) -> bool:
+        """Whether the projected memory fits a worker."""
+        return self.peak_bytes <= self.limit_bytes
+
+    def require(self) -> None:
+        """JobError with both numbers and a tile size that fits, if the memory does not."""
+        if self.fits:
+            return
+        core = self.job.tiles.core
+        smaller = [
+            c for c in (512, 384, 256, 192, 128, 96, 64, 48, 32, 16) if c < core and self._peak_with(c) <= self.limit_bytes
+        ]
+        advice = f"use tiles.core = {smaller[0]}" if smaller else "no tile size fits: keep fewer draws, fewer latent times or a lower rank"
+        raise JobError(
+            f"a tile of {core} px with its halo of {self.halo} px needs {format_bytes(int(self.peak_bytes))} in a worker, which has "
+            f"{format_bytes(int(self.limit_bytes))}: {advice}, or give workers more memory (cluster.memory, fewer workers)"
+        )
+
+    def _peak_with(self, core: int) -> float:
+        return peak_bytes(self.job, self.cube, core, self.halo, {n: float(v.max(initial=0)) for n, v in self.looks.items()})
+
+
+def window_bytes(facts: Sensor, edge: float) -> float:
+    """float32 bytes of one look's window, `edge` metres wide."""
+    side = math.ceil(edge / facts.pixel) + 1
+    return 4.0 * side**2 * max(1, len(facts.bands) or len(facts.example_channels))
+
+
+def peak_bytes(job: Job, cube: Cube, core: int, halo: int, looks: dict[str, float]) -> float:
+    """Projected peak memory of one worker (the formula above)."""
+    edge = core + 2 * halo
+    times, rank = cube.shape[:2]
+    latent = 4.0 * times * rank * edge**2
+    observed = sum(n * window_bytes(sensor(name), edge * cube.grid.resolution) for name, n in looks.items())
+    return BASE_BYTES + job.cluster.threads * (latent * (FIELDS + job.output.draws) + OBSERVED * observed)
+
+
+def workers_of(cluster: Cluster) -> tuple[int, float]:
+    """(number, memory limit in bytes) of the workers that a cluster would have on this machine."""
+    number = cluster.workers or len(cluster.gpus) or max(1, len(os.sched_getaffinity(0)) // cluster.threads)
+    try:
+        limit = float(parse_bytes(cluster.memory)) if cluster.memory else psutil.virtual_memory().total * 0.9 / number
+    except ValueError as error:
+        raise JobError(f"cluster.memory = {cluster.memory!r} is not a size: write 8GiB") from error
+    return number, limit
+
+
+def make_plan(job: Job, cube: Cube, found: Found) -> Plan:
+    """The plan of a job over the scenes that were found; reads no pixels."""
+    halo = halo_of(job, cube.grid)
+    core = job.tiles.core
+    count = math.prod(-(-s // core) for s in cube.grid.shape)
+    if count > 2_000_000:
+        raise JobError(f"the area makes {count} tiles of {core} px: choose larger tiles or split the area")
+    tiles = cube.grid.tiles(core, halo)
+    looks = Coverage(found.items).counts(tiles)
+    notes = list(found.notes)
+    for name, per_tile in looks.items():
+        if (per_tile == 0).all():
+            notes.append(f"{name}: no scene reaches any tile")
+    edge = core + 2 * halo
+    times, rank = cube.shape[:2]
+    latent = times * rank * edge**2
+    number, limit = workers_of(job.cluster)
+    engine = latent * (SECONDS[job.engine.name] + job.output.draws * SECONDS_DRAW)
+    total_looks = sum(int(v.sum()) for v in looks.values())
+    read = sum(float(v.sum()) * window_bytes(sensor(n), edge * cube.grid.resolution) / 2 for n, v in looks.items())
+    layout = Layout(cube, core, job.output.draws, tuple(looks))
+    return Plan(
+        job=job, cube=cube, halo=halo, found=found, tiles=count, looks=looks, read_bytes=read,
+        peak_bytes=peak_bytes(job, cube, core, halo, {n: float(v.max(initial=0)) for n, v in looks.items()}),
+        limit_bytes=limit, workers=number,
+        seconds=(count * engine + total_looks * SECONDS_LOOK) / (number * job.cluster.threads),
+        output_bytes=layout.bytes() * COMPRESSION, notes=notes,
+    )
+
+
+def calendar_of_looks(plan: Plan) -> tuple[list[str], NDArray[np.float64]]:
+    """(sensors, (sensors, T) scenes nearest to each latent time): what the calendar heat map shows."""
+    times = plan.cube.calendar.times
+    names = list(plan.found.items)
+    table = np.zeros((len(names), times.size))
+    for row, name in enumerate(names):
+        for item in plan.found.items[name]:
+            first, last = interval(item)
+            table[row, int(np.abs(times - (first + (last - first) // 2)).argmin())] += 1
+    return names, table
