@@ -124,7 +124,7 @@ def read_surface(
 
 
 def _overpass(item: pystac.Item, day: np.datetime64, window: Grid, hour: float) -> np.datetime64:
-    """The item's datetime if it has a time of day, else the satellite's local solar hour at the window, within the same UTC day."""
+    """The item's datetime if it has a time of day, else the satellite's local solar hour at the window, on the same UTC day."""
     told = item.datetime and instant_of(item.datetime)
     if told and told != told.astype("datetime64[D]"):
         return told

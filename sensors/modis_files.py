@@ -6,6 +6,7 @@ MOD09GA as an HDF-EOS2 granule with the 500 m and the 1 km grid.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from fusion.cube.calendar import PixelDay, centre_of
+from fusion.cube.calendar import PixelDay, When, Window, centre_of
 from fusion.errors import SceneError
 from fusion.observe.scene import Scene
 from sensors.hdfeos import Layer, sinusoidal, tile_name, write_hdf4
@@ -36,6 +37,13 @@ def _checked(scene: Scene) -> dict[str, NDArray[np.float32]]:
     return dict(zip(scene.bands, scene.reflectance, strict=True))
 
 
+def sixteen_days(when: When) -> Window:
+    """The 16-day window whose ninth day holds the acquisition."""
+    day = centre_of(when).astype("datetime64[D]")
+    first, last, centre = ((day + n).astype("datetime64[us]") for n in (-8, 7, 0))
+    return Window(first, last, centre, when.decay_days if isinstance(when, Window) else np.inf)
+
+
 def _tiles(scene: Scene, folder: Path, parts: dict[str, tuple[NDArray[Any], dict[str, Any]]], **properties: Any) -> pystac.Item:
     files = {key: write_tif(folder / f"{scene.id}_{key}.tif", values, scene.geobox) for key, (values, _) in parts.items()}
     assets = {key: (path, parts[key][1]) for key, path in files.items()}
@@ -46,7 +54,7 @@ def _tiles(scene: Scene, folder: Path, parts: dict[str, tuple[NDArray[Any], dict
 
 def write_nbar(scene: Scene, folder: Path) -> pystac.Item:
     """MCD43A4 as COGs: a look is a full inversion (quality 0), no look is fill (32767, quality 255)."""
-    parts = {}
+    scene, parts = replace(scene, when=sixteen_days(scene.when)), {}
     for band, rho in _checked(scene).items():
         parts[f"Nadir_Reflectance_Band{NUMBERS[band]}"] = (quantise(rho, _NBAR), _SCALED)
         quality = np.where(np.isfinite(rho), 0, 255).astype(np.uint8)
@@ -75,11 +83,10 @@ def _zenith(scene: Scene, values: NDArray[Any] | None, fill: int) -> NDArray[np.
 
 
 def write_8day(scene: Scene, folder: Path) -> pystac.Item:
-    """MOD09A1 as COGs, with the day of year and the view zenith of each pixel."""
-    if not isinstance(scene.when, PixelDay):
-        raise SceneError(f"{scene.where}: MOD09A1 needs one day per pixel (PixelDay), got {type(scene.when).__name__}")
-    bands, days = _checked(scene), scene.when.days.astype("datetime64[D]")
-    middle = scene.when.centre
+    """MOD09A1 as COGs, with the day of year and the view zenith of each pixel (one day for all, unless `when` is a PixelDay)."""
+    bands, middle = _checked(scene), centre_of(scene.when)
+    each = scene.when.days if isinstance(scene.when, PixelDay) else np.full(scene.geobox.shape, middle)
+    days = each.astype("datetime64[D]")
     if np.isnat(middle):
         raise SceneError(f"{scene.where}: no pixel has a day: nothing to write")
     year = middle.astype("datetime64[Y]").astype("datetime64[D]")

@@ -6,6 +6,7 @@ one grid they would be a sensor of their own.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from fusion.observe.scene import Scene
 from fusion.observe.sensor import Band, Collection, Noise, Sensor
 from sensors import revisit
 from sensors.hdfeos import CELL, Layer, layers, native, sinusoidal, write_hdf5
+from sensors.modis_files import sixteen_days
 from sensors.reading import Flag, Storage, assemble, calibrate, instant, judge, onto, reach_of
 from sensors.responses import responses, source
 from sensors.writing import make_item, quantise
@@ -79,6 +81,8 @@ def write(storage: Storage, scene: Scene, folder: Path) -> pystac.Item:
     if not nbar:
         clear = np.zeros(scene.geobox.shape, dtype=np.uint8)
         fields |= {key: (owner, clear, {}) for key in QUALITY}
+    if nbar:
+        scene = replace(scene, when=sixteen_days(scene.when))
     granule = write_hdf5(folder / f"{scene.id}.h5", {owner: scene.geobox}, fields)
     return make_item(scene, folder, {"data": (granule, {})}, {"platform": "suomi-npp", "instruments": ["viirs"]})
 
@@ -99,7 +103,7 @@ def _sensor(
 
 SOURCES = (
     f"response: {source('viirs-snpp')}",
-    "blur 500 m: imagery pixels of 375 m at nadir and 800 m at the edge of the swath, aggregated on board; a middle value is chosen",
+    "blur 500 m: imagery pixels of 375 m at nadir and 800 m at the edge of the swath, aggregated on board; a middle is chosen",
     "noise .003 + .03 rho: taken over from MODIS, whose atmospheric correction VIIRS shares",
     "storage and quality bits: VNP09 and VNP43 user guides, version 2",
 )
