@@ -101,7 +101,9 @@ def _build(
 ) -> Footprint:
     place = frame(geobox, grid)
     place = replace(place, centre=place.centre + np.array([shift[1], shift[0]]))
-    wanted = np.isfinite(place.centre).all(axis=-1) & (True if subset is None else subset)
+    wanted: NDArray[np.bool_] = np.asarray(np.isfinite(place.centre).all(axis=-1))
+    if subset is not None:
+        wanted &= subset
     if psf.kind == "gaussian" and _aligned(place, grid):
         return _separable(place, psf, grid, wanted, dtype)
     left, bottom, right, top = grid.bounds.bbox
@@ -142,8 +144,8 @@ def _separable(place: Frame, psf: PSF, grid: Grid, wanted: NDArray[np.bool_], dt
         taps = [t[u[0] : u[-1] + 1] for t, u in zip(taps, used, strict=True)]
         offset = (int(nearest[0]) - half + int(used[0][0]), int(nearest[1]) - half + int(used[1][0]))
         norm = np.divide(1.0, seen, out=np.zeros_like(seen), where=keep)
-        return Stencil(share, shape, grid.shape, *(_leaf(a, dtype) for a in (norm, *taps)), offset)
-    rows, cols = (np.divide(m, s[:, None], out=np.zeros_like(m), where=s[:, None] > 1e-3) for m, s in ((rows, down), (cols, across)))
+        return Stencil(share, shape, grid.shape, _leaf(norm, dtype), _leaf(taps[0], dtype), _leaf(taps[1], dtype), offset)
+    rows, cols = rows / np.maximum(down, 1e-3)[:, None], cols / np.maximum(across, 1e-3)[:, None]
     return Separable(share, shape, grid.shape, *(_leaf(a, dtype) for a in (keep, rows, cols)))
 
 
@@ -181,15 +183,18 @@ def _rows(
     for part in np.array_split(order, max(1, len(order) // 256)) if len(order) else []:
         half = np.ceil(reach[part].max(axis=0) / grid.resolution).astype(int)
         first = np.floor((centre[part] - [grid.bounds.left, grid.bounds.top]) * [1, -1] / grid.resolution).astype(int) - half
+        size = (min(2 * int(half[1]) + 1, high), min(2 * int(half[0]) + 1, wide))
+        first = np.where(np.array(size[::-1]) == (wide, high), 0, first)  # a window as large as the grid is the grid
         corner = np.stack([grid.x[0] + first[:, 0] * grid.resolution, grid.y[0] - first[:, 1] * grid.resolution], axis=-1)
-        size = (2 * int(half[1]) + 1, 2 * int(half[0]) + 1)
         weight = mass(corner - centre[part], segments[part], covariance[part], grid.resolution, size)
         y = (first[:, 1, None] + np.arange(size[0]))[:, :, None]
         x = (first[:, 0, None] + np.arange(size[1]))[:, None, :]
         inside = (y >= 0) & (y < high) & (x >= 0) & (x < wide) & (weight > 1e-10)
         row = np.broadcast_to(part[:, None, None], inside.shape)
         found.append((row[inside], (y * wide + x)[inside], weight[inside]))
-    row, col, weight = (np.concatenate([f[i] for f in found]) if found else np.zeros(0, int if i < 2 else float) for i in range(3))
+    if not found:
+        found.append((np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0)))
+    row, col, weight = (np.concatenate(parts) for parts in zip(*found, strict=True))
     total = np.bincount(row, weight, minlength=len(pick))
     kept = total >= PARTIAL - 1e-6
     seen = np.zeros(shape[0] * shape[1])
@@ -209,7 +214,8 @@ def _dense(
     matrix[local, col] = weight
     place = np.full(shape[0] * shape[1], len(pixel))
     place[pixel] = np.arange(len(pixel))
-    return Dense(seen, shape, grid_shape, _leaf(matrix, dtype), _leaf(pixel, np.dtype(np.int32)), _leaf(place, np.dtype(np.int32)))
+    whole = np.dtype(np.int32)
+    return Dense(seen, shape, grid_shape, _leaf(matrix, dtype), _leaf(pixel, whole), _leaf(place, whole))
 
 
 def _gathered(

@@ -72,26 +72,40 @@ def _native_index(geobox: GeoBox, grid: Grid) -> tuple[Array, Array]:
     assert geobox.crs is not None  # a Scene checks it
     x, y = grid.to_crs(geobox.crs).transform(*_outline(grid))
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise SceneError(f"the latent grid cannot be expressed in the scene's CRS ({str(geobox.crs)[:60]}): check the scene's CRS")
+        raise SceneError(f"the latent grid has no coordinates in the scene's CRS ({str(geobox.crs)[:60]}): check the scene's CRS")
     col, row = ~geobox.transform * (np.asarray(x), np.asarray(y))
+    return col, row
+
+
+def centres(geobox: GeoBox, grid: Grid) -> Array:
+    """(H, W, 2) native pixel centres on the latent map, metres; NaN where there is no answer."""
+    return _finite(_to_map(geobox, grid).transform(*(geobox.transform * _indices(geobox))))
+
+
+def _to_map(geobox: GeoBox, grid: Grid) -> Transformer:
+    assert geobox.crs is not None  # a Scene checks it
+    return Transformer.from_crs(geobox.crs.proj, grid.crs.proj, always_xy=True)
+
+
+def _indices(geobox: GeoBox) -> tuple[Array, Array]:
+    """(column, row) of every pixel centre, in pixels from the corner."""
+    height, width = map(int, geobox.shape)
+    row, col = np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")
     return col, row
 
 
 def frame(geobox: GeoBox, grid: Grid) -> Frame:
     """Native pixels on the latent map by central differences: half a pixel for the cell, about 60 m for the ground axes."""
-    height, width = map(int, geobox.shape)
-    row, col = np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")
-    assert geobox.crs is not None
-    to_map = Transformer.from_crs(geobox.crs.proj, grid.crs.proj, always_xy=True)
+    to_map, index = _to_map(geobox, grid), _indices(geobox)
 
     def at(dc: float, dr: float) -> Array:
-        return _finite(to_map.transform(*(geobox.transform * (col + dc, row + dr))))
+        return _finite(to_map.transform(*(geobox.transform * (index[0] + dc, index[1] + dr))))
 
     centre = at(0.0, 0.0)
     inside = np.isfinite(centre).all(axis=-1)
     # beyond the edge of the world a projection may wrap: a pixel is used only if its centre comes back where it was
     back = _finite(to_map.transform(centre[..., 0], centre[..., 1], direction="INVERSE"))
-    native = np.stack(geobox.transform * (col, row), axis=-1)
+    native = np.stack(geobox.transform * index, axis=-1)
     size = np.sqrt(abs(geobox.transform.determinant))
     centre[~(inside & (np.abs(back - native).max(axis=-1, initial=0.0) < 0.5 * size))] = np.nan
     east, north = ground_axes(centre, grid)

@@ -38,6 +38,11 @@ class Footprint:
         """W' v: (..., H, W) -> (..., Y, X), without a scatter-add."""
         raise NotImplementedError
 
+    @property
+    def operations(self) -> int:
+        """Multiply-adds per plane, forward or adjoint."""
+        raise NotImplementedError
+
     def dense(self) -> NDArray[np.float64]:
         """The matrix itself (H W, Y X): for tests and tiny grids."""
         raise NotImplementedError
@@ -68,6 +73,10 @@ class Stencil(Footprint):
         half = _correlate(self.keep * v, self.rows[::-1], down, self.grid_shape[0], -2)
         return _correlate(half, self.cols[::-1], across, self.grid_shape[1], -1)
 
+    @property
+    def operations(self) -> int:
+        return self.shape[0] * self.grid_shape[1] * len(self.rows) + self.shape[0] * self.shape[1] * (len(self.cols) + 1)
+
     def dense(self) -> NDArray[np.float64]:
         rows, cols = (
             sum(np.eye(n, m, k=o + j) * float(t) for j, t in enumerate(taps))
@@ -97,6 +106,10 @@ class Separable(Footprint):
         half = jnp.einsum("hy,...hw->...yw", self.rows, self.keep * v, precision="highest")
         return jnp.einsum("...yw,wx->...yx", half, self.cols, precision="highest")
 
+    @property
+    def operations(self) -> int:
+        return self.grid_shape[0] * self.cols.size + self.shape[1] * self.rows.size + self.shape[0] * self.shape[1]
+
     def dense(self) -> NDArray[np.float64]:
         full = np.einsum("hw,hy,wx->hwyx", *(np.asarray(a, dtype=np.float64) for a in (self.keep, self.rows, self.cols)))
         return full.reshape(self.shape[0] * self.shape[1], -1)
@@ -122,6 +135,10 @@ class Dense(Footprint):
     def adjoint(self, v: jax.Array) -> jax.Array:
         picked = v.reshape(*v.shape[:-2], -1)[..., self.pixel]
         return jnp.einsum("ps,...p->...s", self.weights, picked, precision="highest").reshape(*v.shape[:-2], *self.grid_shape)
+
+    @property
+    def operations(self) -> int:
+        return int(self.weights.size)
 
     def dense(self) -> NDArray[np.float64]:
         full = np.zeros((self.shape[0] * self.shape[1], self.grid_shape[0] * self.grid_shape[1]))
@@ -152,6 +169,10 @@ class Gathered(Footprint):
     def adjoint(self, v: jax.Array) -> jax.Array:
         return _gather(self.back_index, self.back_weights, self.index, self.weights, v, self.grid_shape)
 
+    @property
+    def operations(self) -> int:
+        return int(self.weights.size)
+
     def dense(self) -> NDArray[np.float64]:
         full = np.zeros((self.grid_shape[0] * self.grid_shape[1], self.shape[0] * self.shape[1]))
         np.add.at(full, (np.asarray(self.index), np.arange(full.shape[1])), np.asarray(self.weights, dtype=np.float64))
@@ -173,6 +194,10 @@ class Tangent(Footprint):
 
     def adjoint(self, v: jax.Array) -> jax.Array:
         return (self.plus.adjoint(v) - self.minus.adjoint(v)) * self.scale
+
+    @property
+    def operations(self) -> int:
+        return self.plus.operations + self.minus.operations
 
     def dense(self) -> NDArray[np.float64]:
         return (self.plus.dense() - self.minus.dense()) * float(self.scale)
@@ -220,7 +245,7 @@ def _gather_forward(
 
 def _gather_backward(shape: tuple[int, int], residual: Any, cotangent: Any) -> tuple[Any, ...]:
     back_index, back_weights, back_shape = residual  # autodiff too goes through the transposed table, never a scatter
-    return None, None, None, None, _accumulate(back_index, back_weights, cotangent, tuple(map(int, back_shape)))
+    return None, None, None, None, _accumulate(back_index, back_weights, cotangent, (int(back_shape[0]), int(back_shape[1])))
 
 
 _gather.defvjp(_gather_forward, _gather_backward)

@@ -21,8 +21,10 @@ from scipy.special import ndtr
 FWHM_PER_SD = 2.354820045
 REACH_SD = 5.3
 """the Gaussian is followed this far: 1e-7 of its mass lies beyond"""
-CUT = 6.0
-"""frequencies beyond CUT / sd are dropped: exp(-CUT^2 / 2) = 1.5e-8"""
+CUT = 5.5
+"""frequencies beyond CUT / sd are dropped: exp(-CUT^2 / 2) = 3e-7, times the sincs there"""
+CHUNK = 200_000
+"""frequencies x pixels evaluated together: they fit into the cache"""
 EARTH_RADIUS, ALTITUDE = 6371.0, 705.0
 """km: sphere and orbit of Terra and Aqua (MODIS specification, https://modis.gsfc.nasa.gov/about/specifications.php)"""
 COMPOSITE_ZENITH = 45.0
@@ -107,7 +109,7 @@ def aligned_mass(offset: Array, cell: float, pixel: float, sd: float) -> Array:
 
 
 def extent(segments: Array, covariance: Array, pixel: float) -> Array:
-    """(P, 2) half width of the kernels' support in x and y, latent pixel included.  segments: (P, N, 2); covariance: (P, 2, 2)."""
+    """(P, 2) half width of the kernels' support in x and y, latent pixel included; arguments as in `mass`."""
     sd = np.sqrt(np.stack([covariance[:, 0, 0], covariance[:, 1, 1]], axis=-1))
     return np.abs(segments).sum(axis=1) / 2 + REACH_SD * sd + pixel / 2
 
@@ -130,7 +132,7 @@ def mass(corner: Array, segments: Array, covariance: Array, pixel: float, shape:
     fold = np.where(ky > 0, 2.0, 1.0) * np.sinc(ky * pixel / (2 * np.pi)) * (pixel / period[1])  # phi is even: half a plane
     base = fold[:, None] * np.sinc(kx * pixel / (2 * np.pi)) * (pixel / period[0])
     out = np.empty((len(corner), ny, nx))
-    step = max(1, 1_000_000 // base.size)
+    step = max(1, CHUNK // base.size)
     for p in range(0, len(corner), step):
         part = slice(p, p + step)
         c = covariance[part]

@@ -1,0 +1,249 @@
+"""A look made ready for inference: data, precision and the layer that explains them, from (scene, sensor, cube)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+
+from fusion.cube.calendar import Instant, PixelDay, centre_of
+from fusion.cube.cube import Cube
+from fusion.cube.spectrum import Response
+from fusion.errors import SceneError, SensorError
+from fusion.observe.aggregate import FINER, aggregate, pixel_on
+from fusion.observe.footprint import footprint
+from fusion.observe.geometry import window
+from fusion.observe.layer import Layer
+from fusion.observe.psf import PSF
+from fusion.observe.scene import Scene, View
+from fusion.observe.sensor import Band, Sensor
+from fusion.observe.spectral import Channels, reduce_channels
+
+WATER = ((1325.0, 1465.0), (1770.0, 1975.0))
+"""nm: water-vapour windows without ground signal (air transmits < 10 %)"""
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """One look: y = layer(z) + offset + noise, on the canonical native window of its raster. Precision 0 = missing."""
+
+    sensor: str
+    scene_id: str
+    bands: tuple[str, ...]
+    """B names; "pseudo-1".. where channels were reduced to sufficient statistics"""
+    data: NDArray[np.float32]
+    """(B, H, W) reflectance minus the basis' mean; 0 where missing"""
+    precision: NDArray[np.float32]
+    """(B, H, W) one over the variance of the white noise; 0 = missing"""
+    layer: Layer
+    offset_sd: NDArray[np.float32]
+    """(B,) prior sd of this acquisition's common error"""
+    gain_sd: NDArray[np.float32]
+    """(B,) prior sd of the sensor's relative gain error"""
+    residual_var: NDArray[np.float32]
+    """(B,) out-of-subspace variance of the spectral basis in these bands, to be added to the noise; 0 for pseudo-bands, whose
+    noise contains it"""
+    discrepancy_sd: float
+    """sd of the temporally correlated error on the sensor's own cells; 0 = none"""
+    discrepancy_days: float
+    when: np.datetime64
+    """representative instant, UTC"""
+    geobox: GeoBox
+    """(H, W) the native pixels; the latent grid itself where a finer sensor was averaged onto it"""
+    psf: PSF
+    view: View | None
+    """what the footprint was made from, so that an engine may vary width and shift (`footprint`, `tangents`)"""
+    notes: tuple[str, ...] = ()
+    simulated: bool = False
+
+    @property
+    def seen(self) -> float:
+        """Fraction of values with a positive precision."""
+        return float((self.precision > 0).mean())
+
+    def rank_one(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(weight (H, W), per_band (B,)): precision ~ per_band x weight in the geometric mean; weight 0 where nothing is seen.
+
+        Exact where a look's noise is one spectrum times one map (pseudo-bands; constant noise).
+        """
+        seen = self.precision > 0
+        log = np.log(np.where(seen, self.precision, 1.0), dtype=np.float64)
+        band = log.sum(axis=(1, 2)) / np.maximum(seen.sum(axis=(1, 2)), 1)
+        left = np.where(seen, log - band[:, None, None], 0.0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
+        return np.where(seen.any(axis=0), np.exp(left), 0.0).astype(np.float32), np.exp(band).astype(np.float32)
+
+
+def looks(scene: Scene, sensor: Sensor, cube: Cube) -> tuple[Observation, ...]:
+    """The observations of a scene, one for each point-spread function among its bands (Sentinel-2 has three)."""
+    if not sensor.bands or scene.centres is not None:
+        return (observe(scene, sensor, cube),)
+    groups: dict[PSF, list[int]] = {}
+    for i, name in enumerate(scene.bands):
+        groups.setdefault(_band(sensor, scene, name).psf or sensor.psf, []).append(i)
+    return tuple(observe(scene.select(np.isin(np.arange(len(scene.bands)), pick)), sensor, cube) for pick in groups.values())
+
+
+def observe(scene: Scene, sensor: Sensor, cube: Cube) -> Observation:
+    """What a scene says of a cube.
+
+    Data are cropped (padded with "missing") to the canonical native window, so all looks on one raster share shape and
+    footprint. A sensor whose pixel is at most a third of the latent one is first averaged to latent pixels (`aggregate`);
+    channels of an imaging spectrometer become at most K sufficient statistics (`reduce_channels`). Where a pixel lies partly
+    outside the grid its variance grows by the square of the unseen share times the prior variance of its bands. A scene
+    without one clear pixel gives an observation of precision zero. Raises SensorError for an unknown band; SceneError
+    where the scene misses the calendar or the grid.
+    """
+    tau = np.asarray(cube.calendar.weights(scene.when))
+    days = scene.when.days if isinstance(scene.when, PixelDay) else None
+    if not tau.any() and (days is None or not np.isnat(days).all()):
+        first, last = cube.calendar.times[[0, -1]].astype("datetime64[D]")
+        raise SceneError(
+            f"{scene.where}: taken {np.datetime_as_string(centre_of(scene.when), 'D')}, outside the calendar {first} .. {last}: "
+            "leave it out or widen the period"
+        )
+    psf, notes = _psf(scene, sensor)
+    finer = FINER * pixel_on(scene.geobox, cube.grid) <= cube.grid.resolution
+    scene, view, tau = _crop(scene, cube, tau, pad=not finer)
+    seen = np.isfinite(scene.reflectance)
+    if tau.ndim == 3:
+        seen &= tau.any(axis=-1)
+    if not seen.any():
+        notes += ("no clear pixel reaches the grid: every precision is zero",)
+    with np.errstate(invalid="ignore"):
+        precision = np.where(seen, 1.0 / scene.sigma**2, 0.0)
+    if scene.view is not None and scene.view.coverage is not None:
+        precision *= np.clip(np.nan_to_num(scene.view.coverage, nan=1.0), 0.0, 1.0)
+    channels = _channels(scene, sensor, cube, np.where(seen, scene.reflectance, 0.0), precision)
+    geobox = scene.geobox
+    if finer:
+        channels, psf = aggregate(channels, geobox, psf, cube.grid)
+        if tau.ndim == 3:
+            tau = np.asarray(cube.calendar.weights(Instant(centre_of(scene.when))))
+        geobox, view = cube.grid.geobox, None
+        notes += ("averaged to latent pixels",)
+    view = view if psf.kind == "scanner" else None
+    foot = footprint(geobox, psf, cube.grid, view=view)
+    share = np.asarray(foot.seen, dtype=np.float64)
+    precision = _partial(channels, share, np.einsum("bk,kl,bl->b", channels.colour, cube.basis.prior, channels.colour))
+    data = np.where(precision > 0, channels.data - channels.mean[:, None, None], 0.0)
+    return Observation(
+        sensor=sensor.name, scene_id=scene.id, bands=channels.bands,
+        data=data.astype(np.float32), precision=precision.astype(np.float32),
+        layer=Layer.of(foot, channels.colour, channels.mean, tau),
+        offset_sd=channels.offset_sd.astype(np.float32),
+        gain_sd=np.full(len(channels.bands), sensor.gain_sd, np.float32),
+        residual_var=channels.residual_var.astype(np.float32),
+        discrepancy_sd=sensor.discrepancy_sd, discrepancy_days=sensor.discrepancy_days, when=centre_of(scene.when),
+        geobox=geobox, psf=psf, view=view, notes=scene.notes + notes, simulated=scene.simulated,
+    )
+
+
+def _band(sensor: Sensor, scene: Scene, name: str) -> Band:
+    try:
+        return sensor.band(name)
+    except SensorError as error:
+        raise SensorError(f"{scene.where}: {error}") from None
+
+
+def _psf(scene: Scene, sensor: Sensor) -> tuple[PSF, tuple[str, ...]]:
+    """The look's PSF: the one of its bands, or their median with a note where they differ (then `looks` is exact)."""
+    if scene.centres is not None or not sensor.bands:
+        return sensor.psf, ()
+    each = [_band(sensor, scene, name).psf or sensor.psf for name in scene.bands]
+    if len(set(each)) <= 1:
+        return each[0] if each else sensor.psf, ()
+    middle = sorted(each, key=lambda p: p.fwhm)[len(each) // 2]
+    return middle, ("bands of different sharpness were given the median point spread",)
+
+
+def _crop(scene: Scene, cube: Cube, tau: NDArray[np.float64], *, pad: bool) -> tuple[Scene, View | None, NDArray[np.float64]]:
+    """Scene, view and days per pixel on the canonical window, outside the scene missing; unpadded: on what it covers of it."""
+    target = window(scene.geobox, cube.grid)
+    col, row = (round(v) for v in ~scene.geobox.transform * (target.transform * (0, 0)))
+    high, wide = int(target.shape[0]), int(target.shape[1])
+    height, width = int(scene.geobox.shape[0]), int(scene.geobox.shape[1])
+    source = (slice(max(0, row), min(height, row + high)), slice(max(0, col), min(width, col + wide)))
+    if source[0].start >= source[0].stop or source[1].start >= source[1].stop:
+        raise SceneError(
+            f"{scene.where}: covers {_where(scene.geobox)} and misses the grid at {_where(cube.grid.geobox)}: "
+            "search with the grid's own outline"
+        )
+    if not pad:
+        row, col = source[0].start, source[1].start
+        high, wide = source[0].stop - row, source[1].stop - col
+        target = GeoBox((high, wide), scene.geobox.transform * Affine.translation(col, row), scene.geobox.crs)
+    here = (slice(source[0].start - row, source[0].stop - row), slice(source[1].start - col, source[1].stop - col))
+
+    def put(array: NDArray[np.float32], axes: tuple[int, int] = (-2, -1)) -> NDArray[np.float32]:
+        moved = np.moveaxis(array, axes, (-2, -1))
+        out = np.full((*moved.shape[:-2], high, wide), np.nan, dtype=array.dtype)
+        out[(..., *here)] = moved[(..., *source)]
+        return np.moveaxis(out, (-2, -1), axes)
+
+    view = scene.view
+    if view is not None:
+        view = View(put(view.zenith), put(view.azimuth), None if view.coverage is None else put(view.coverage))
+    if tau.ndim == 3:
+        tau = np.nan_to_num(put(tau.astype(np.float32), (0, 1)).astype(np.float64))
+    when = scene.when
+    if isinstance(when, PixelDay):
+        days = np.full((high, wide), np.datetime64("NaT"), dtype=when.days.dtype)
+        days[here] = when.days[source]
+        when = PixelDay(days)
+    cropped = replace(
+        scene, reflectance=put(scene.reflectance), sigma=put(scene.sigma), geobox=_snap(target), view=view, when=when
+    )
+    return cropped, view, tau
+
+
+def _snap(geobox: GeoBox) -> GeoBox:
+    """Corner to a thousandth of a pixel, so that the same raster written by two products is one raster."""
+    a, b, c, d, e, f = geobox.transform[:6]
+    unit = 1e-3 * float(np.sqrt(abs(geobox.transform.determinant)))
+    return GeoBox(geobox.shape, Affine(a, b, round(c / unit) * unit, d, e, round(f / unit) * unit), geobox.crs)
+
+
+def _where(geobox: GeoBox) -> str:
+    west, south, east, north = geobox.extent.to_crs("EPSG:4326").boundingbox.bbox
+    return f"{west:.3f}..{east:.3f} E, {south:.3f}..{north:.3f} N"
+
+
+def _channels(
+    scene: Scene, sensor: Sensor, cube: Cube, values: NDArray[np.float64], precision: NDArray[np.float64]
+) -> Channels:
+    """Bands or channels with their responses on the basis; a spectrometer's channels reduced to sufficient statistics."""
+    basis, where = cube.basis, scene.where
+    if scene.centres is None:
+        if not sensor.bands:
+            raise SceneError(f"{where}: {sensor.name} is an imaging spectrometer: the scene must give centres and fwhm in nm")
+        responses = tuple(_band(sensor, scene, name).response for name in scene.bands)
+        colour, mean, residual = basis.responses(responses)
+        return Channels(scene.bands, values, precision, colour, mean, residual, np.full(len(mean), sensor.offset_sd))
+    if scene.fwhm is None:
+        raise SceneError(f"{where}: channel centres without widths: give fwhm in nm")
+    if np.max(scene.centres) < 100:
+        raise SceneError(f"{where}: channel centres reach only {np.max(scene.centres):.3g}: are they micrometres? give nm")
+    dry = np.all([(scene.centres < low) | (scene.centres > high) for low, high in WATER], axis=0)
+    use = dry & (scene.centres >= basis.wavelengths[0]) & (scene.centres <= basis.wavelengths[-1])
+    if not use.any():
+        low, high = basis.wavelengths[[0, -1]]
+        raise SceneError(f"{where}: no channel between {low:.0f} and {high:.0f} nm outside the water-vapour windows")
+    responses = tuple(Response.gaussian(c, f) for c, f in zip(scene.centres[use], scene.fwhm[use], strict=True))
+    names = tuple(name for name, keep in zip(scene.bands, use, strict=True) if keep)
+    return reduce_channels(names, values[use], precision[use], scene.centres[use], responses, basis, sensor.offset_sd)
+
+
+def _partial(channels: Channels, share: NDArray[np.float64], spread: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Precision lowered where part of the footprint lies outside the grid.
+
+    The unseen share u of a pixel is an unknown colour with the prior variance v of the band: sigma^2 + u^2 v. One factor
+    per pixel, the mean over bands, keeps the noise of a look separable.
+    """
+    precision = channels.precision
+    unseen = np.where(share > 1 - 1e-4, 0.0, 1 - share) ** 2
+    seen = precision > 0
+    growth = np.where(seen, 1 + unseen * spread[:, None, None] * precision, 0.0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
+    return np.where(seen & (share > 0), precision / np.maximum(growth, 1.0), 0.0)

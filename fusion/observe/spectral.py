@@ -1,0 +1,82 @@
+"""Bands against the spectral basis, and the exact reduction of hundreds of channels to a few sufficient statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusion.cube.spectrum import Response, SpectralBasis
+
+HAZE_LENGTH = 200.0
+"""nm: correlation length of an acquisition's offset spectrum (aerosol and calibration errors are spectrally smooth)"""
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """Values of a look in B bands together with what the spectral basis says of those bands."""
+
+    bands: tuple[str, ...]
+    data: Array
+    """(B, H, W), mean included; 0 where missing"""
+    precision: Array
+    """(B, H, W); 0 = missing"""
+    colour: Array
+    """(B, K)"""
+    mean: Array
+    """(B,)"""
+    residual_var: Array
+    """(B,)"""
+    offset_sd: Array
+    """(B,)"""
+
+
+def reduce_channels(
+    names: tuple[str, ...], data: Array, precision: Array, centres: Array, responses: tuple[Response, ...],
+    basis: SpectralBasis, offset_sd: float,
+) -> Channels:
+    """At most K pseudo-bands that carry all that B channels say of z: y' = c Q G^(-1/2) H' N^(-1) y, G = H' N^(-1) H.
+
+    N = diag(n) + R is one spectrum of noise: n the median variance of each channel, R the out-of-subspace covariance, which
+    neighbouring channels share. Then y' = c Q G^(1/2) z + white noise, and the likelihood of z is that of all B channels: exactly
+    so where the variance of a pixel is s_p^2 N, otherwise s_p^2 is its geometric mean over channels. c scales the
+    noise back to that of a typical channel. A channel seen in under half of the seen pixels is dropped; a pixel that
+    lacks one of the rest is missing. The offset spectrum is smooth, cov = sd^2 exp(-|lambda - lambda'| / HAZE_LENGTH); the
+    rotation Q makes its pseudo-bands independent, so that offset_sd says all of it.
+    """
+    seen = precision > 0
+    clear = int(seen.any(axis=0).sum())
+    kept = seen.sum(axis=(1, 2)) >= max(1, clear / 2)
+    if not kept.any():
+        kept[:] = True
+    data, precision, seen, centres = data[kept], precision[kept], seen[kept], centres[kept]
+    weights = np.stack([r.on(basis.wavelengths) for r, k in zip(responses, kept, strict=True) if k])
+    colour, mean = weights @ basis.components, weights @ basis.mean
+    residual = (weights * basis.residual_var) @ weights.T
+    distance = np.abs(centres[:, None] - centres)
+    haze = offset_sd**2 * np.exp(-distance / HAZE_LENGTH)
+    if len(colour) <= basis.rank:
+        names = tuple(n for n, k in zip(names, kept, strict=True) if k)
+        return Channels(names, data, precision, colour, mean, np.diag(residual).copy(), np.sqrt(np.diag(haze)))
+    whole = seen.all(axis=0)
+    typical = 1.0 / np.array([np.median(p[s]) if s.any() else 1.0 for p, s in zip(precision, seen, strict=True)])
+    scale = float(np.sqrt(np.median(typical)))
+    solved = np.linalg.solve(np.diag(typical) + residual, colour)
+    value, vector = np.linalg.eigh(colour.T @ solved)
+    use = value > 1e-10 * value[-1]
+    root = np.sqrt(value[use])
+    turn = scale * (vector[:, use] / root).T @ solved.T  # diag(value)^(-1/2) V' H' N^-1: white noise
+    spread, axes = np.linalg.eigh(turn @ haze @ turn.T)  # any rotation keeps it white: take the one with independent offsets
+    turn, colour = axes.T @ turn, scale * (axes.T * root) @ vector[:, use].T
+    log = np.zeros(whole.shape)
+    for p, t in zip(precision, typical, strict=True):  # one channel at a time: the look may be large
+        log += np.log(np.where(whole, p * t, 1.0), dtype=np.float64)
+    weight = np.where(whole, np.exp(log / len(data)), 0.0) / scale**2
+    reduced = np.einsum("cb,bhw->chw", turn, data, optimize=True) * whole
+    count = int(use.sum())
+    return Channels(
+        tuple(f"pseudo-{i + 1}" for i in range(count)), reduced, np.broadcast_to(weight, (count, *weight.shape)).copy(),
+        colour, turn @ mean, np.zeros(count), np.sqrt(np.maximum(spread, 0.0)),
+    )
