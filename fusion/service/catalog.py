@@ -62,7 +62,9 @@ def find(job: Job) -> Found:
                 _take(document, origin, job, source, found, notes)
         except (FusionError, APIError, requests.RequestException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             notes.append(f"{source.name}: the search ended early after {len(found)} scenes: {_short(error)}")
-        items[source.name] = sorted(found.values(), key=lambda i: (interval(i), i["id"]))
+        items[source.name] = thinned(sorted(found.values(), key=lambda i: (interval(i), i["id"])))
+        if len(items[source.name]) < len(found):
+            notes.append(f"{source.name}: kept {len(items[source.name])} of {len(found)} composites; the others' windows overlap them by half")
     result = Found(items, notes)
     if result.count == 0:
         raise JobError(
@@ -70,6 +72,25 @@ def find(job: Job) -> Found:
             + "\nWiden the period, check the catalog and collection names, or add a sensor"
         )
     return result
+
+
+def thinned(items: list[Item]) -> list[Item]:
+    """Without the composites that share more than half of their window with an earlier one of the same place.
+
+    MCD43A4 is published daily with a 16-day window: successive days hold nearly the same observations, and a likelihood that
+    takes them for independent would count each 16 times.  items: in time order.
+    """
+    kept: list[Item] = []
+    last: dict[str, tuple[np.datetime64, np.datetime64]] = {}
+    for item in items:
+        first, end = interval(item)
+        place = shapely.geometry.shape(item["geometry"]).centroid
+        key = f"{place.x:.3f} {place.y:.3f}"
+        if end - first >= 2 * DAY and key in last and first - last[key][0] < (last[key][1] - last[key][0]) / 2:
+            continue
+        last[key] = first, end
+        kept.append(item)
+    return kept
 
 
 def _short(error: BaseException) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import dask
-import platformdirs
 from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster, WorkerPlugin
 from distributed.worker import Worker
 
@@ -41,7 +40,8 @@ SETTINGS = {
 
 def cache_folder(cluster: Cluster) -> Path:
     """Where compiled programs are kept between processes and runs."""
-    return Path(cluster.cache) if cluster.cache else Path(platformdirs.user_cache_dir("fusion")) / "compiled"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(cluster.cache) if cluster.cache else home / "fusion" / "compiled"
 
 
 def environment(cluster: Cluster) -> dict[str, str]:

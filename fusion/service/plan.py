@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -62,34 +61,41 @@ class Coverage:
 
     def of(self, tile: Tile) -> dict[str, list[Item]]:
         """The scenes of each sensor whose outline meets the padded tile, in time order."""
-        polygon = outlines([tile])[0]
+        polygon = outlines(tile.grid, tile.grid.shape[0], 0, np.zeros((1, 2), int))[0]
         return {
             name: [self.items[name][i] for i in sorted(tree.query(polygon, predicate="intersects"))]
             for name, tree in self._trees.items()
         }
 
-    def counts(self, tiles: Sequence[Tile]) -> dict[str, NDArray[np.int64]]:
-        """(tiles,) scenes per tile of each sensor."""
-        polygons = outlines(tiles)
+    def counts(self, grid: Grid, core: int, halo: int) -> dict[str, NDArray[np.int64]]:
+        """(tiles,) scenes per padded tile of each sensor, tiles in row-major order."""
+        down, across = (-(-s // core) for s in grid.shape)
+        polygons = outlines(grid, core, halo, np.argwhere(np.ones((down, across), bool)))
         return {
-            name: np.bincount(tree.query(polygons, predicate="intersects")[0], minlength=len(tiles))
+            name: np.bincount(tree.query(polygons, predicate="intersects")[0], minlength=len(polygons))
             for name, tree in self._trees.items()
         }
 
 
-def outlines(tiles: Sequence[Tile]) -> NDArray[Any]:
-    """(tiles,) shapely polygons of the padded tiles in longitude and latitude."""
-    if not tiles:
-        return np.empty(0, object)
-    bounds = np.array([tuple(t.grid.bounds) for t in tiles])
-    west, south, east, north = bounds.T
-    middle_x, middle_y = (west + east) / 2, (south + north) / 2
-    x = np.stack([west, middle_x, east, east, east, middle_x, west, west], axis=1)
-    y = np.stack([south, south, south, middle_y, north, north, north, middle_y], axis=1)
-    to_degrees = Transformer.from_crs(tiles[0].grid.crs.proj, "EPSG:4326", always_xy=True)
-    lon, lat = to_degrees.transform(x, y)
+def outlines(grid: Grid, core: int, halo: int, indices: NDArray[np.int64]) -> NDArray[Any]:
+    """(N,) shapely polygons, longitude and latitude, of the padded tiles at `indices` (N, 2)."""
+    low = indices * core - halo
+    edge = core + 2 * halo
+    along = np.array([0.0, 0.5, 1.0, 1.0, 1.0, 0.5, 0.0, 0.0]) * edge
+    down = np.array([0.0, 0.0, 0.0, 0.5, 1.0, 1.0, 1.0, 0.5]) * edge
+    x = grid.transform.c + (low[:, 1:] + along) * grid.resolution
+    y = grid.transform.f - (low[:, :1] + down) * grid.resolution
+    lon, lat = Transformer.from_crs(grid.crs.proj, "EPSG:4326", always_xy=True).transform(x, y)
     rings = np.stack([lon, lat], axis=-1)
     return np.asarray(shapely.polygons(np.concatenate([rings, rings[:, :1]], axis=1)))
+
+
+def tile_at(grid: Grid, core: int, halo: int, index: tuple[int, int]) -> Tile:
+    """One tile of `grid.tiles(core, halo)` without making the others."""
+    top, left = index[0] * core, index[1] * core
+    padded = grid.crop(slice(top - halo, top + core + halo), slice(left - halo, left + core + halo))
+    window = (slice(top, min(top + core, grid.shape[0])), slice(left, min(left + core, grid.shape[1])))
+    return Tile(index, padded, window, halo)
 
 
 def halo_of(job: Job, grid: Grid) -> int:
@@ -187,8 +193,7 @@ def make_plan(job: Job, cube: Cube, found: Found) -> Plan:
     count = math.prod(-(-s // core) for s in cube.grid.shape)
     if count > 2_000_000:
         raise JobError(f"the area makes {count} tiles of {core} px: choose larger tiles or split the area")
-    tiles = cube.grid.tiles(core, halo)
-    looks = Coverage(found.items).counts(tiles)
+    looks = Coverage(found.items).counts(cube.grid, core, halo)
     notes = list(found.notes)
     for name, per_tile in looks.items():
         if (per_tile == 0).all():

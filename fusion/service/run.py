@@ -1,0 +1,276 @@
+"""The work: every tile that is not committed yet becomes one Dask task, a bounded number at a time.
+
+Only the tiles in flight are known to the scheduler, so its memory and the driver's do not grow with the area. A task that fails is
+tried again up to a cap and then noted as FAILED; a tile that kills its workers is given up alone; a tile that hangs behind all
+others is started a second time elsewhere, which is safe because writing a tile is idempotent. Whatever dies, `resume` continues.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from distributed import Client, Future, wait
+from distributed.scheduler import KilledWorker
+
+from fusion.cube.cube import Cube
+from fusion.cube.spectrum import SpectralBasis
+from fusion.errors import JobError, StoreError
+from fusion.service.catalog import Found, find
+from fusion.service.cluster import connected
+from fusion.service.job import Job, check
+from fusion.service.objects import Objects, normal_url
+from fusion.service.plan import Plan, make_plan
+from fusion.service.progress import Summary, shown
+from fusion.service.store import CubeStore
+from fusion.service.tile import Fit, fuse_tile, pilot_tile
+
+log = logging.getLogger("fusion")
+
+Index = tuple[int, int]
+IN_FLIGHT = 3
+"""tasks per worker thread that the scheduler knows of"""
+STORE_FAILURES = 3
+"""tiles in a row that cannot be written before the run stops: the disk is full or the bucket is gone"""
+STRAGGLER = 4.0
+"""times the median tile after which a last tile is started a second time"""
+
+
+def basis_of(job: Job) -> SpectralBasis:
+    """The spectral basis that a job asks for."""
+    return SpectralBasis.library(job.spectrum.rank)
+
+
+def plan(job: Job, found: Found | None = None) -> Plan:
+    """What a job will cost: searches the catalogs, reads no pixels."""
+    check(job)
+    cube = Cube(job.grid(), job.calendar(), basis_of(job))
+    return make_plan(job, cube, find(job) if found is None else found)
+
+
+def versions() -> dict[str, str]:
+    """What made the cube."""
+    names = ("fusion-cube", "jax", "jaxlib", "numpyro", "numpy", "zarr", "dask", "rasterio", "pystac")
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def prepare(job: Job) -> CubeStore:
+    """The job's store: opened if the job was begun before (its frozen scenes are kept), else planned and created."""
+    check(job)
+    url = normal_url(job.output.store)
+    claim = Objects(url).get("status/claim.json")
+    if isinstance(claim, dict) and claim.get("ready") and claim.get("fingerprint") == job.fingerprint:
+        return CubeStore.open(url)
+    if isinstance(claim, dict) and claim.get("fingerprint") != job.fingerprint:
+        raise StoreError(f"{url} belongs to another job: a cube mixes no two; choose another output address or delete that cube")
+    made = plan(job)
+    made.require()
+    for note in made.notes:
+        log.warning("%s", note)
+    provenance = {"versions": versions(), "seed": job.engine.seed, "notes": made.notes[:1000], "halo": made.halo}
+    return CubeStore.create(
+        url, made.layout, job=job.document(), fingerprint=job.fingerprint, items=made.found.items, provenance=provenance
+    )
+
+
+def run(job: Job, *, fit: Fit | None = None, progress: str = "auto") -> Summary:
+    """Fuses every tile of a job that is not committed yet.
+
+    fit: replaces `fusion.infer.fit` (simulation of load, other engines). progress: auto, rich, tqdm, log or none.
+    Raises JobError if the job cannot run, StoreError if the cube cannot be written; a failing tile is counted, not raised.
+    """
+    return fuse(prepare(job), job, fit=fit, progress=progress)
+
+
+def resume(url: str, *, scheduler: str | None = None, fit: Fit | None = None, progress: str = "auto") -> Summary:
+    """Continues an interrupted run from nothing but its store."""
+    store = CubeStore.open(url)
+    job = Job.of(store.about["job"], f"the job in {store.url}")
+    if scheduler:
+        job = job.model_copy(update={"cluster": job.cluster.model_copy(update={"scheduler": scheduler})})
+    return fuse(store, job, fit=fit, progress=progress)
+
+
+def fuse(store: CubeStore, job: Job, *, fit: Fit | None = None, progress: str = "auto") -> Summary:
+    """Fuses the tiles of an existing store that are not committed yet, on the job's cluster."""
+    done = store.committed()
+    down, across = store.layout.tiles
+    summary = Summary(store.url, down * across, before=len(done))
+    if summary.left:
+        with connected(job.cluster) as client, shown(progress, summary) as show:
+            options = {"fit": fit, "read_retries": job.cluster.read_retries}
+            priors = _population(client, store, job, options) if job.engine.pool else None
+            todo = (i for i in np.ndindex(down, across) if i not in done)
+            try:
+                _Drive(client, store, job, summary, show, options, priors).over(todo)
+            except KeyboardInterrupt:
+                summary.cancelled = True
+                log.warning("stopped: %d of %d tiles are committed; `fusion resume %s` continues",
+                            summary.before + summary.done, summary.total, store.url)
+            finally:
+                _settled(store)
+    else:
+        _settled(store)
+    return summary
+
+
+def _settled(store: CubeStore) -> None:
+    """The statuses gathered; a store that cannot be written now stays as it is, which is readable and resumable."""
+    try:
+        store.finish()
+    except StoreError as error:
+        log.error("%s", error)
+        raise
+
+
+def _population(client: Client, store: CubeStore, job: Job, options: dict[str, Any]) -> Callable[[Index], Any]:
+    """Stage 1 and 2 of the parameter model: a sample of tiles, then the population that all tiles are shrunk to."""
+    from fusion.infer import population
+
+    down, across = store.layout.tiles
+    count = min(job.engine.pool, down * across)
+    chosen = np.random.default_rng(job.engine.seed).choice(down * across, count, replace=False)
+    sample = [(int(c // across), int(c % across)) for c in sorted(chosen)]
+    log.info("learning what tiles share from %d of %d", count, down * across)
+    quiet = Summary(store.url, count)
+    _Drive(client, store, job, quiet, lambda _: None, options, None, task=pilot_tile).over(iter(sample))
+    summaries = [s for i in sample if (s := store.objects.get(f"status/pilots/{i[0]}.{i[1]}.json")) is not None]
+    if not summaries:
+        raise JobError(f"none of the {count} sampled tiles could be fitted: {next(iter(quiet.failed.values()), 'no reason given')[:500]}")
+    learned = population(summaries)
+
+    def prior(index: Index) -> tuple[list[float], list[float]]:
+        mean, sd = learned.prior(index)
+        return np.asarray(mean).tolist(), np.asarray(sd).tolist()
+
+    return prior
+
+
+@dataclass
+class _Drive:
+    """The window of tasks in flight."""
+
+    client: Client
+    store: CubeStore
+    job: Job
+    summary: Summary
+    show: Callable[[Summary], None]
+    options: dict[str, Any]
+    priors: Callable[[Index], Any] | None
+    task: Callable[..., dict[str, Any]] = fuse_tile
+    flying: dict[Future, tuple[Index, float]] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    unwritten: int = 0
+    width: int = 4
+    looked: float = -1e9
+
+    def over(self, todo: Iterator[Index]) -> None:
+        """Until every tile is committed or given up."""
+        try:
+            while True:
+                for index in islice(todo, max(0, self._width() - len(self.flying))):
+                    self._submit(index)
+                if not self.flying:
+                    return
+                landed = self._landed()
+                for future in landed:
+                    self._take(future)
+                self.client_alive()
+                if not landed:
+                    self._second_start()
+                else:
+                    self.show(self.summary)
+        finally:
+            self.client.cancel(list(self.flying), force=True) if self.flying and self.client.status == "running" else None
+
+    def _width(self) -> int:
+        """Tasks in flight: a few per thread that there is now (workers come and go); looked up every few seconds."""
+        if time.monotonic() - self.looked > 5:
+            self.looked = time.monotonic()
+            self.width = max(4, IN_FLIGHT * sum(self.client.nthreads().values()))
+        return self.width
+
+    def _submit(self, index: Index, attempt: int = 0) -> None:
+        extra = {"prior": self.priors(index)} if self.priors else {}
+        future = self.client.submit(
+            self.task, self.store.url, self.store.about["fingerprint"], index, **self.options, **extra,
+            key=f"{self.task.__name__}-{index[0]}.{index[1]}-{attempt}-{id(self):x}", retries=self.job.cluster.retries, pure=False,
+            resources={"GPU": 1} if self.job.cluster.gpus else None,
+        )
+        self.flying[future] = index, time.monotonic()
+
+    def _landed(self) -> list[Future]:
+        try:
+            return list(wait(list(self.flying), timeout=2, return_when="FIRST_COMPLETED").done)
+        except TimeoutError:
+            return []
+        except Exception as error:  # wait raises CancelledError and its kin when the scheduler has gone
+            log.debug("waiting: %r", error)
+            time.sleep(0.2)
+            return [f for f in self.flying if f.status in ("finished", "error")]
+
+    def client_alive(self) -> None:
+        """JobError once the scheduler has gone."""
+        lost = [f for f in self.flying if f.status in ("cancelled", "lost")]
+        if self.client.status in ("running", "newly-created") and not lost:
+            return
+        committed = self.summary.before + self.summary.done
+        raise JobError(
+            f"the Dask scheduler went away; {committed} of {self.summary.total} tiles are committed and nothing is lost: "
+            f"start it again, then `fusion resume {self.store.url}`"
+        )
+
+    def _take(self, future: Future) -> None:
+        index, started = self.flying.pop(future)
+        twins = [f for f, (i, _) in self.flying.items() if i == index]
+        if future.status == "finished":
+            for twin in twins:
+                self.flying.pop(twin)
+                twin.cancel(force=True)
+            self.seconds.append(time.monotonic() - started)
+            del self.seconds[:-1000]
+            self.summary.add(future.result())
+            self.unwritten = 0
+        elif future.status == "error" and not twins:
+            self._give_up(index, future)
+
+    def _give_up(self, index: Index, future: Future) -> None:
+        error: Any = future.exception()
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, KilledWorker):
+            reason = "its workers died each time it was tried (out of memory, or a crash in a library): use smaller tiles or more memory"
+        log.error("tile %s is given up: %s", index, reason)
+        self.summary.failed[index] = reason
+        if isinstance(error, StoreError):
+            self.unwritten += 1
+            if self.unwritten >= STORE_FAILURES:
+                raise error
+            return
+        self.store.write_failure(index, reason)
+
+    def _second_start(self) -> None:
+        """When only stragglers are left and a worker is free, the oldest ones are started again elsewhere."""
+        threads = self.width / IN_FLIGHT
+        if len(self.seconds) < 4 or len(self.flying) >= threads:
+            return
+        limit = max(60.0, STRAGGLER * statistics.median(self.seconds))
+        for future, (index, started) in list(self.flying.items()):
+            twins = sum(1 for i, _ in self.flying.values() if i == index)
+            if twins == 1 and time.monotonic() - started > limit:
+                log.warning("tile %s takes more than %.0f s: started a second time", index, limit)
+                self.summary.repeated += 1
+                self._submit(index, attempt=1)

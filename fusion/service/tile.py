@@ -1,0 +1,193 @@
+"""One tile of work, as it happens inside a worker: read, observe, fit, write; idempotent, and tiny in what it returns."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import prometheus_client
+import pystac
+
+from fusion.cube.cube import Cube
+from fusion.cube.grid import Tile
+from fusion.errors import FusionError, SceneError
+from fusion.infer.posterior import Status
+from fusion.observe.scene import Scene
+from fusion.observe.sensor import Sensor, sensor
+from fusion.service.job import Job
+from fusion.service.objects import finite
+from fusion.service.plan import Coverage, halo_of, tile_at
+from fusion.service.policy import Item
+from fusion.service.store import CubeStore
+
+log = logging.getLogger("fusion")
+
+Fit = Callable[..., Any]
+"""(observations, cube, *, engine, draws, seed, origin, ...) -> Posterior; the default is `fusion.infer.fit`"""
+Observe = Callable[[Scene, Sensor, Cube], Any]
+
+TILES = prometheus_client.Counter("fusion_tiles", "Tiles fused by this worker", ["status"])
+SCENES = prometheus_client.Counter("fusion_scenes", "Scene windows read by this worker", ["sensor", "outcome"])
+SECONDS = prometheus_client.Histogram("fusion_tile_seconds", "Wall time of a tile", ["part"], buckets=(1, 2, 5, 10, 20, 60, 300, 1800))
+"""on the /metrics page of every worker, beside Dask's own"""
+
+
+@dataclass(frozen=True, eq=False)
+class Desk:
+    """What every tile of one store needs, opened once per worker process."""
+
+    store: CubeStore
+    job: Job
+    coverage: Coverage
+    halo: int
+
+    def tile(self, index: tuple[int, int]) -> Tile:
+        """The padded tile at an index."""
+        return tile_at(self.store.cube.grid, self.store.layout.core, self.halo, index)
+
+
+@lru_cache(maxsize=4)
+def desk(url: str, fingerprint: str) -> Desk:
+    """The desk of a store; the fingerprint keeps a store that was replaced under the same address apart."""
+    store = CubeStore.open(url)
+    if store.about["fingerprint"] != fingerprint:
+        raise FusionError(f"{url} is of another job now: it was replaced while this one ran")
+    job = Job.of(store.about["job"], f"the job in {url}")
+    return Desk(store, job, Coverage(store.items()), halo_of(job, store.cube.grid))
+
+
+def fuse_tile(
+    url: str, fingerprint: str, index: tuple[int, int], *, fit: Fit | None = None, read_retries: int = 3,
+    prior: tuple[list[float], list[float]] | None = None,
+) -> dict[str, Any]:
+    """Fuses and commits one tile; returns its record without what is long.  A committed tile is not fused again."""
+    at = desk(url, fingerprint)
+    if index in _committed(at.store, index):
+        return {**_brief(at.store.record(index)), "repeated": False, "skipped": True}
+    began = time.perf_counter()
+    tile = at.tile(index)
+    posterior, record = _fused(at, tile, fit, read_retries, prior)
+    written = at.store.write_tile(
+        tile, mean=posterior.mean, sd=posterior.sd, draws=posterior.draws if at.store.layout.draws else None,
+        decomposition=getattr(posterior, "decomposition", None), record=record,
+    )
+    SECONDS.labels("all").observe(time.perf_counter() - began)
+    TILES.labels(record["status"]).inc()
+    return {**_brief(written), "seconds": time.perf_counter() - began}
+
+
+def pilot_tile(url: str, fingerprint: str, index: tuple[int, int], *, fit: Fit | None = None, read_retries: int = 3) -> dict[str, Any]:
+    """Fits one tile of the sample from which the population of hyperparameters is learned; writes nothing but its summary."""
+    from fusion.infer import summarise
+
+    at = desk(url, fingerprint)
+    key = f"status/pilots/{index[0]}.{index[1]}.json"
+    found = at.store.objects.get(key)
+    if found is None:
+        posterior, _ = _fused(at, at.tile(index), fit, read_retries, None)
+        found = finite(summarise(posterior, index))
+        at.store.objects.put(key, found)
+    return {"tile": index, "status": "OK", "message": ""}
+
+
+def _committed(store: CubeStore, index: tuple[int, int]) -> set[tuple[int, int]]:
+    return {index} if store.objects.get(f"status/tiles/{index[0]}.{index[1]}.json") is not None else set()
+
+
+def _brief(record: dict[str, Any]) -> dict[str, Any]:
+    return {k: record.get(k) for k in ("tile", "status", "chi_square", "looks")} | {"failed": len(record.get("failed_scenes") or [])}
+
+
+def _fused(
+    at: Desk, tile: Tile, fit: Fit | None, read_retries: int, prior: tuple[list[float], list[float]] | None
+) -> tuple[Any, dict[str, Any]]:
+    """The posterior of a tile and its record."""
+    if fit is None:
+        from fusion.infer import fit
+    engine, cube = at.job.engine, Cube(tile.grid, at.store.cube.calendar, at.store.cube.basis)
+    began = time.perf_counter()
+    observations, record = look(at, tile, cube, read_retries)
+    SECONDS.labels("read").observe(time.perf_counter() - began)
+    extra = {} if prior is None else {"prior": (np.array(prior[0]), np.array(prior[1]))}
+    posterior = fit(
+        observations, cube, engine=engine.name, draws=at.job.output.draws, seed=engine.seed, origin=tile.origin,
+        **engine.settings, **extra,
+    )
+    core = (..., *tile.core)
+    if not (np.isfinite(posterior.mean[core]).all() and np.isfinite(posterior.sd[core]).all()):
+        raise FusionError(f"tile {tile.index}: the engine returned values that are not finite; raise noise floors or report the tile")
+    status = posterior.status
+    message = posterior.message
+    if record["failed_scenes"] and status is Status.OK:
+        status = Status.READ_FAILED
+        message = f"{len(record['failed_scenes'])} scenes could not be read: {record['failed_scenes'][0]['reason']}"
+    hyper = getattr(posterior, "hyper", None)
+    return posterior, {
+        "status": status.name, "message": message, "chi_square": posterior.chi_square, **record,
+        "theta": hyper.to_attrs() if hasattr(hyper, "to_attrs") else None, "diagnostics": getattr(posterior, "diagnostics", {}),
+    }
+
+
+def look(at: Desk, tile: Tile, cube: Cube, read_retries: int) -> tuple[list[Any], dict[str, Any]]:
+    """Every observation of a tile; a scene that cannot be read is recorded, never raised."""
+    observations: list[Any] = []
+    scenes: dict[str, list[str]] = {}
+    failed, notes, simulated = [], set(), False
+    for name, items in at.coverage.of(tile).items():
+        facts = sensor(name)
+        scenes[name] = []
+        for document in items:
+            try:
+                scene = read(facts, document, tile, read_retries)
+                seen = observed(scene, facts, cube)
+            except Unreadable as reason:
+                failed.append({"sensor": name, "id": document["id"], "reason": str(reason)})
+                SCENES.labels(name, "failed").inc()
+                continue
+            SCENES.labels(name, "read").inc()
+            simulated |= scene.simulated
+            notes |= {f"{name}: {note}" for note in scene.notes}
+            if seen:
+                observations += seen
+                scenes[name].append(scene.id)
+    record = {
+        "looks": {name: len(ids) for name, ids in scenes.items()}, "scenes": scenes, "failed_scenes": failed,
+        "notes": sorted(notes)[:100], "simulated": simulated,
+    }
+    return observations, record
+
+
+class Unreadable(Exception):
+    """One scene that a tile has to do without."""
+
+
+def read(facts: Sensor, document: Item, tile: Tile, retries: int) -> Scene:
+    """One scene's window; what may pass (network, file system) is tried again with growing pauses, the rest is not."""
+    for attempt in range(retries + 1):
+        try:
+            item = pystac.Item.from_dict(document, preserve_dict=True)
+            return facts.read(item, tile.grid)
+        except MemoryError:
+            raise
+        except Exception as error:  # a sensor is a plug-in: whatever it raises costs one scene, not the job
+            passing = isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
+            if isinstance(error, SceneError) or not passing or attempt == retries:
+                raise Unreadable(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}") from error
+            log.info("%s scene %s: attempt %d failed (%s), trying again", facts.name, document["id"], attempt + 1, error)
+            time.sleep(min(0.5 * 2**attempt, 20.0))
+    raise AssertionError("unreachable")
+
+
+def observed(scene: Scene, facts: Sensor, cube: Cube) -> list[Any]:
+    """The observations of one scene that carry any information."""
+    from fusion.observe.observation import looks
+
+    try:
+        return [o for o in looks(scene, facts, cube) if np.asarray(o.precision).any()]
+    except FusionError as error:
+        raise Unreadable(f"{type(error).__name__}: {error}") from error
