@@ -216,4 +216,4 @@ class Tile:
 
 def halo_for(reach: float, grid: Grid) -> int:
     """Pixels of halo that hold half of the coarsest footprint on each side.  reach: its radius, metres."""
-    return int(math.ceil(reach / grid.resolution))
+    return math.ceil(reach / grid.resolution)

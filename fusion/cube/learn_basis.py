@@ -25,8 +25,11 @@ from fusion.errors import JobError
 Array = NDArray[np.float64]
 FINE: Array = np.arange(400.0, 2501.0)  # the 1 nm samples of PROSAIL
 SEED = 20240601
-SHARE = {"canopy": 0.40, "library canopy": 0.08, "soil": 0.20, "litter": 0.12, "built": 0.10, "char": 0.04, "water": 0.04, "snow": 0.02}
-"""how often each kind of surface enters a pixel of the training set: land as an airborne or Landsat scene sees it, none absent"""
+SHARE = {
+    "canopy": 0.40, "library canopy": 0.08, "soil": 0.20, "litter": 0.12,
+    "built": 0.10, "char": 0.04, "water": 0.04, "snow": 0.02,
+}  # fmt: skip
+"""how often each kind of surface enters a training pixel: land as an airborne or Landsat scene sees it, none absent"""
 KEPT = 40  # components stored
 DRAWS = {"canopies": 4000, "waters": 400, "snows": 400, "pixels": 20000}
 
@@ -48,7 +51,7 @@ def envi_library(header: Path) -> tuple[Array, Array]:
     facts = dict(re.findall(r"^([a-z ]+?)\s*=\s*([^{\n]+)$", text, re.M))
     listed = re.search(r"^wavelength\s*=\s*\{([^}]*)\}", text, re.M)
     if listed is None or facts.get("data type", "").strip() != "4" or facts.get("byte order", "0").strip() != "0":
-        raise JobError(f"{header.name}: not an ENVI library of little-endian float32 with wavelengths (data type 4, byte order 0)")
+        raise JobError(f"{header.name}: not a little-endian float32 ENVI library with wavelengths (data type 4, byte order 0)")
     wavelengths = np.array([float(v) for v in listed.group(1).split(",")])
     if np.median(wavelengths) < 100:
         wavelengths *= 1000.0
@@ -63,10 +66,8 @@ def envi_library(header: Path) -> tuple[Array, Array]:
 
 
 def completed(spectra: Array, wavelengths: Array, complete: Array, rounds: int = 8) -> Array:
-    """Spectra at all NODES: the windows that were not measured take their conditional mean in a Gaussian over `complete` and themselves."""
-    inside = (NODES >= wavelengths[0]) & (NODES <= wavelengths[-1])
-    gap = np.array([np.abs(wavelengths - node).min() > 15 for node in NODES])
-    have = inside & ~gap
+    """Spectra at all NODES: unmeasured windows take their conditional mean in a Gaussian over `complete` and themselves."""
+    have = np.array([np.abs(wavelengths - node).min() <= 7 for node in NODES])
     out = np.zeros((len(spectra), NODES.size))
     out[:, have] = np.stack([np.interp(NODES[have], wavelengths, s) for s in spectra])
     mean, covariance = complete.mean(0), np.cov(complete.T)
@@ -78,8 +79,10 @@ def completed(spectra: Array, wavelengths: Array, complete: Array, rounds: int =
     return out
 
 
-def prosail(leaf: Mapping[str, float], lai: float, angle: float, sun: float, view: float, azimuth: float, hot: float, soil: Array) -> Array:
-    """(2101,) directional reflectance at 1 nm of a canopy over a soil (2101,); PROSPECT-D (Feret 2017) and 4SAIL (Verhoef 2007)."""
+def prosail(
+    leaf: Mapping[str, float], lai: float, angle: float, soil: Array, sun: float, view: float, azimuth: float, hot: float
+) -> Array:
+    """(2101,) directional reflectance at 1 nm of a canopy over a soil (2101,); PROSPECT-D, 4SAIL (Feret 2017, Verhoef 2007)."""
     from prosail import run_prosail
 
     return np.asarray(run_prosail(
@@ -89,7 +92,7 @@ def prosail(leaf: Mapping[str, float], lai: float, angle: float, sun: float, vie
 
 
 def canopies(rng: np.random.Generator, count: int, soils: Array, wavelengths: Array) -> Array:
-    """(count, L) canopies from bare to dense, green to dry, over measured soils; parameter ranges of Feret 2017 and Verhoef 2007."""
+    """(count, L) canopies from bare to dense, green to dry, over measured soils; ranges of Feret 2017 and Verhoef 2007."""
     out = np.zeros((count, NODES.size))
     for i in range(count):
         brown = 1.2 * rng.beta(0.6, 2.0)
@@ -102,7 +105,7 @@ def canopies(rng: np.random.Generator, count: int, soils: Array, wavelengths: Ar
         }  # fmt: skip
         soil = np.interp(FINE, wavelengths, soils[rng.integers(len(soils))]) * rng.uniform(0.4, 1.0)
         angles = rng.uniform(15, 65), rng.uniform(0, 25), rng.uniform(0, 180)
-        out[i] = prosail(leaf, rng.gamma(1.6, 1.9), rng.uniform(25, 75), *angles, rng.uniform(0.01, 0.5), soil)[::10]
+        out[i] = prosail(leaf, rng.gamma(1.6, 1.9), rng.uniform(25, 75), soil, *angles, rng.uniform(0.01, 0.5))[::10]
     return out
 
 
@@ -160,7 +163,9 @@ def surfaces(rng: np.random.Generator, extra: tuple[Path, ...] = ()) -> dict[str
     return found
 
 
-def pixels(rng: np.random.Generator, kinds: Mapping[str, Array], share: Mapping[str, float], count: int, shade: float = 0.4) -> Array:
+def pixels(
+    rng: np.random.Generator, kinds: Mapping[str, Array], share: Mapping[str, float], count: int, shade: float = 0.4
+) -> Array:
     """(count, L) mixtures of 1-3 surfaces with uniform (Dirichlet) fractions, times a log-normal illumination of sd `shade`."""
     names = list(share)
     chance = np.array([share[name] for name in names])
@@ -185,21 +190,65 @@ def learned(spectra: Array, broad: float = 1.15) -> dict[str, Array]:
     return {"mean": spectra.mean(0), "components": components, "variances": variances, "total_var": np.diag(covariance)}
 
 
+FINER: Array = np.arange(400.0, 2501.0, 5.0)
+"""(M,) nm; the nodes of the surfaces for simulation, finer than the latent ones so that a world is not a cube"""
+GROWTH = {  # leaf area, chlorophyll, brown pigment and leaf water at 8 stages (bare, emergence ... peak ... dry), peak = 1
+    "lai": (0.01, 0.12, 0.45, 0.8, 1.0, 0.85, 0.6, 0.35), "cab": (1.0, 1.0, 1.0, 1.0, 1.0, 0.65, 0.25, 0.05),
+    "brown": (0.0, 0.0, 0.0, 0.0, 0.02, 0.2, 0.6, 1.0), "cw": (1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.4, 0.15),
+}  # fmt: skip
+PLANTS = {  # at the peak: leaf layers n, chlorophyll ug/cm2, water cm, dry matter g/cm2, leaf area index, mean leaf angle, soil
+    "winter crop": (1.5, 48.0, 0.015, 0.0045, 5.0, 57.0, 0), "summer crop": (1.4, 52.0, 0.018, 0.004, 4.2, 48.0, 1),
+    "grass": (1.6, 36.0, 0.012, 0.006, 2.6, 63.0, 1), "broadleaf": (1.9, 42.0, 0.011, 0.009, 5.2, 42.0, 0),
+    "needleleaf": (2.4, 55.0, 0.013, 0.018, 3.6, 58.0, 0), "shrub": (2.0, 30.0, 0.010, 0.012, 1.4, 50.0, 2),
+}  # fmt: skip
+
+
+def endmembers() -> dict[str, Array]:
+    """The surfaces of simulated worlds at FINER nodes: plants as `name/stage`, soils dry and wet, water, char, snow, built.
+
+    Wet soil is dry soil darkened by the factor .6 under a film of .012 cm of water (form of Bach & Mauser 1994).
+    """
+    spectra, wavelengths, _, level3 = measured()
+    soil = spectra[level3 == "soil"]
+    order = np.argsort(soil.mean(1))
+    ground = [np.interp(FINE, wavelengths, soil[order[int(q * len(order))]]) for q in (0.15, 0.45, 0.8)]
+    wet = [0.6 * g * np.exp(-2 * 0.012 * water_absorption(FINE)) for g in ground]
+    found: dict[str, Array] = {}
+    for name, (n, cab, cw, cm, lai, angle, under) in PLANTS.items():
+        for stage in range(8):
+            part = {key: values[stage] for key, values in GROWTH.items()}
+            leaf = {"n": n + 0.5 * part["brown"], "cab": cab * part["cab"], "car": 0.2 * cab * part["cab"] + 3 * part["brown"],
+                    "brown": part["brown"], "cw": cw * part["cw"], "cm": cm}  # fmt: skip
+            found[f"{name}/{stage}"] = prosail(leaf, lai * part["lai"], angle, ground[under], 35.0, 0.0, 0.0, 0.1)
+    for tone, dry_soil, wet_soil in zip(("dark", "brown", "bright"), ground, wet, strict=True):
+        found |= {f"soil {tone}/dry": dry_soil, f"soil {tone}/wet": wet_soil}
+    found["water/clear"] = water_spectrum(FINE, 1.5, 0.8, 0.2, 0.6, 0.004)
+    found["water/turbid"] = water_spectrum(FINE, 6.0, 60.0, 0.6, 0.5, 0.006)
+    found["snow"] = snow_spectrum(FINE, 0.04, 0.01, 0.95)
+    for name, kinds in {
+        "char": ("char",), "litter": ("litter", "npv"), "roof": ("comp_shingle",), "road": ("road", "asphalt"),
+        "concrete": ("sidewalk",),
+    }.items():  # fmt: skip
+        found[name] = np.interp(FINE, wavelengths, np.median(spectra[np.isin(level3, kinds)], axis=0))
+    return {name: np.clip(spectrum[::5], 0.0, 1.0) for name, spectrum in found.items()}
+
+
 def provenance(kinds: Mapping[str, Array], share: Mapping[str, float]) -> dict[str, Any]:
     """What the shipped numbers were made from."""
     versions = {name: importlib.metadata.version(name) for name in ("earthlib", "prosail", "numpy")}
-    licences = {"earthlib": "MIT", "prosail": "GPL-3.0 (run, not copied: the shipped numbers are its output)"}
+    licences = {"earthlib": "MIT", "prosail": "GPL-3.0-or-later (run only: the shipped numbers are its output)"}
     return {
         "made by": "python -m fusion.cube.learn_basis", "seed": SEED, "versions": versions, "licences": licences,
         "spectra": {name: len(pool) for name, pool in kinds.items()}, "share": dict(share), "pixels": DRAWS["pixels"],
         "nodes nm": [float(NODES[0]), float(NODES[-1]), 10.0], "components stored": KEPT,
+        "surfaces": "endmembers.npz: plants at 8 stages, soils dry and wet, water, snow, char, litter, built; 5 nm, x 1e4",
     }
 
 
 def main() -> None:
     """Learn and write the shipped files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--envi", type=Path, nargs="*", default=[], help="headers of further ENVI spectral libraries (USGS, ECOSTRESS)")
+    parser.add_argument("--envi", type=Path, nargs="*", default=[], help="headers of further ENVI spectral libraries")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data")
     args = parser.parse_args()
     rng = np.random.default_rng(SEED)
@@ -209,9 +258,16 @@ def main() -> None:
     made = provenance(kinds, share)
     source = "library: " + ", ".join(f"{name} {version}" for name, version in made["versions"].items() if name != "numpy")
     args.out.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(args.out / "library.npz", source=np.array(source), **{k: v.astype(np.float32) for k, v in basis.items()})
+    stored: dict[str, Any] = {"source": np.array(source)} | {name: array.astype(np.float32) for name, array in basis.items()}
+    np.savez_compressed(args.out / "library.npz", **stored)
+    made_of = endmembers()
+    np.savez_compressed(
+        args.out / "endmembers.npz", wavelengths=FINER, names=np.array(list(made_of)),
+        source=np.array(source.replace("library", "surfaces")), spectra=np.round(1e4 * np.stack(list(made_of.values()))).astype(np.uint16),
+    )  # fmt: skip
     (args.out / "provenance.json").write_text(json.dumps(made, indent=1) + "\n")
-    print(f"{args.out / 'library.npz'}: {(args.out / 'library.npz').stat().st_size / 1000:.0f} kB")
+    for path in sorted(args.out.iterdir()):
+        print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

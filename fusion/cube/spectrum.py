@@ -1,4 +1,4 @@
-"""WHICH COLOUR: spectral responses and the low-rank spectral basis of the latent field."""
+"""WHICH COLOUR: the low-rank spectral basis of the latent field (responses: `fusion.cube.response`, importable from here too)."""
 
 from __future__ import annotations
 
@@ -9,91 +9,52 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fusion.cube.response import DROPPED, NODES, SHOULDERS, Array, Response, within
 from fusion.errors import JobError
 
-Array = NDArray[np.float64]
+__all__ = ["DROPPED", "NODES", "SHOULDERS", "Response", "Spectra", "SpectralBasis", "leading", "within"]
 
-NODES: Array = np.arange(400.0, 2501.0, 10.0)
-"""(L,) latent wavelength nodes, nm: linear interpolation between 10 nm nodes adds at most .0016 to any band."""
-NODES.setflags(write=False)
-
-DROPPED = ((1325.0, 1465.0), (1770.0, 1975.0))
-"""nm; water vapour is opaque here and no surface reflectance can be retrieved from air or space"""
-SHOULDERS = ((900.0, 1000.0), (1100.0, 1180.0), (1260.0, 1325.0), (1465.0, 1500.0), (1975.0, 2080.0))
-"""nm; retrievals here carry errors of water vapour, oxygen and carbon dioxide: their noise is inflated"""
-
-
-def within(wavelengths: Array, windows: Sequence[tuple[float, float]]) -> NDArray[np.bool_]:
-    """(L,) True where a wavelength lies inside one of the windows, nm."""
-    return np.any([(wavelengths >= low) & (wavelengths <= high) for low, high in windows], axis=0)
+ARRAYS = ("wavelengths", "mean", "components", "prior", "residual_var")
 
 
 @dataclass(frozen=True, eq=False)
-class Response:
-    """A relative spectral response, linear between its samples; only its shape matters (bands have unit area)."""
+class Spectra:
+    """Some spectra of one hyperspectral acquisition, as they were measured."""
 
+    id: str
+    """the scene's id"""
     wavelengths: Array
-    """(N,) nm, increasing"""
+    """(W,) channel centres, nm"""
     values: Array
-    """(N,) >= 0"""
+    """(N, W) reflectance; NaN = not seen"""
+    fwhm: Array | None = None
+    """(W,) channel widths, nm; None = narrow against the nodes"""
+    noise: float = 0.003
+    """standard deviation of one value, reflectance; 7 times that near absorption bands"""
 
-    def __post_init__(self) -> None:
-        wavelengths, values = (np.asarray(a, dtype=np.float64) for a in (self.wavelengths, self.values))
-        if wavelengths.ndim != 1 or wavelengths.shape != values.shape or wavelengths.size < 2:
-            raise JobError(f"a response needs two equally long lists of at least 2, got {wavelengths.shape} and {values.shape}")
-        if not (np.isfinite(wavelengths).all() and (np.diff(wavelengths) > 0).all()):
-            raise JobError("the wavelengths of a response must increase strictly: sort them and drop repeats")
-        if not np.isfinite(values).all() or not np.trapezoid(values, wavelengths) > 0:
-            raise JobError(f"a response around {wavelengths.mean():.4g} nm has no area, or values that are not finite")
-        if wavelengths[-1] < 100:
-            raise JobError(f"a response ends at {wavelengths[-1]:.4g} nm: the wavelengths look like micrometres, multiply them by 1000")
-        object.__setattr__(self, "wavelengths", wavelengths)
-        object.__setattr__(self, "values", values)
+    def completed(self, basis: SpectralBasis) -> tuple[Array, Array]:
+        """Spectra (N, L) at the basis' nodes and their common error covariance (L, L): E[r | y] and Var[r | y] under the basis.
 
-    @classmethod
-    def gaussian(cls, centre: float, fwhm: float) -> Response:
-        """A Gaussian channel, cut at 3.5 standard deviations.  centre, fwhm: nm."""
-        if not (np.isfinite(centre) and np.isfinite(fwhm) and fwhm > 0):
-            raise JobError(f"a Gaussian channel at {centre} nm with full width {fwhm} nm: both must be finite, the width positive")
-        sd = fwhm / 2.354820045
-        offsets = np.linspace(-3.5, 3.5, 57) * sd
-        return cls(centre + offsets, np.exp(-0.5 * (offsets / sd) ** 2))
-
-    @property
-    def centroid(self) -> float:
-        """Response-weighted mean wavelength, nm."""
-        return float(np.trapezoid(self.values * self.wavelengths, self.wavelengths) / np.trapezoid(self.values, self.wavelengths))
-
-    def on(self, nodes: Array) -> Array:
-        """(L,) weights h with band = sum_l h_l r(lambda_l); they sum to 1.
-
-        The exact integral of response x spectrum over both piecewise-linear functions; beyond the first and last node
-        the spectrum is constant. `inside` says how much of the response that concerns. JobError if it is all of it.
+        Channels in the water windows or seen by less than half of the spectra are left out, then spectra with gaps.
         """
-        knots = np.union1d(self.wavelengths, nodes[(nodes > self.wavelengths[0]) & (nodes < self.wavelengths[-1])])
-        value = np.interp(knots, self.wavelengths, self.values)
-        if knots[0] >= nodes[-1] or knots[-1] <= nodes[0]:
-            raise JobError(
-                f"a response at {knots[0]:.0f}-{knots[-1]:.0f} nm lies outside the latent wavelengths "
-                f"{nodes[0]:.0f}-{nodes[-1]:.0f} nm: drop this band"
-            )
-        place = np.interp(knots, nodes, np.arange(nodes.size, dtype=np.float64))
-        left = np.minimum(np.floor(0.5 * (place[1:] + place[:-1])).astype(int), nodes.size - 2)
-        near, far = place[:-1] - left, place[1:] - left  # share of the right-hand node at both ends of each interval
-        a, b, width = value[:-1], value[1:], np.diff(knots)
-        right = width / 6 * (2 * a * near + a * far + b * near + 2 * b * far)  # product of two linear functions, exactly
-        total = width / 2 * (a + b)
-        weights = np.bincount(left, total - right, nodes.size) + np.bincount(left + 1, right, nodes.size)
-        return np.asarray(weights / weights.sum(), dtype=np.float64)
-
-    def inside(self, nodes: Array = NODES) -> float:
-        """The fraction of the response's area that lies between the first and the last node."""
-        knots = np.union1d(self.wavelengths, nodes[[0, -1]])
-        value = np.interp(knots, self.wavelengths, self.values, left=0.0, right=0.0)
-        pick = (knots >= nodes[0]) & (knots <= nodes[-1])
-        return float(np.trapezoid(value[pick], knots[pick]) / np.trapezoid(self.values, self.wavelengths))
+        nodes, values = basis.wavelengths, np.asarray(self.values, dtype=np.float64)
+        if values.ndim != 2 or values.shape[1] != np.size(self.wavelengths):
+            raise JobError(f"scene {self.id}: values {values.shape} for {np.size(self.wavelengths)} channels")
+        centres = np.asarray(self.wavelengths, dtype=np.float64)
+        usable = (np.isfinite(values).mean(0) > 0.5) & (centres >= nodes[0]) & (centres <= nodes[-1]) & ~within(centres, DROPPED)
+        values = values[:, usable]
+        values = values[np.isfinite(values).all(1)]
+        if usable.sum() < 20 or len(values) < 2:
+            raise JobError(f"scene {self.id}: {usable.sum()} usable channels, {len(values)} complete spectra: too few")
+        narrow = nodes[1] - nodes[0]
+        widths = np.full(centres.size, 0.1 * narrow) if self.fwhm is None else np.asarray(self.fwhm, dtype=np.float64)
+        weights = basis.weights([Response.gaussian(c, f) for c, f in zip(centres[usable], widths[usable], strict=True)])
+        noise = self.noise * np.where(within(centres[usable], SHOULDERS), 7.0, 1.0)
+        covariance = basis.covariance
+        seen = covariance @ weights.T
+        gain = np.linalg.solve(weights @ seen + np.diag(noise**2), seen.T).T
+        return basis.mean + (values - weights @ basis.mean) @ gain.T, covariance - gain @ seen.T
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,12 +83,12 @@ class SpectralBasis:
     """the nodes are bands, not samples of a spectrum: a response reads the one node nearest to its centroid"""
 
     def __post_init__(self) -> None:
-        for name in ("wavelengths", "mean", "components", "prior", "residual_var"):
+        for name in ARRAYS:
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
         object.__setattr__(self, "offsets", {str(k): np.asarray(v, dtype=np.float64) for k, v in self.offsets.items()})
         nodes = self.wavelengths.size
         rank = self.components.shape[-1]
-        wanted = {"wavelengths": (nodes,), "mean": (nodes,), "components": (nodes, rank), "prior": (rank, rank), "residual_var": (nodes,)}
+        wanted = dict.fromkeys(ARRAYS, (nodes,)) | {"components": (nodes, rank), "prior": (rank, rank)}
         for name, shape in wanted.items():
             if getattr(self, name).shape != shape or not np.isfinite(getattr(self, name)).all():
                 raise JobError(f"spectral basis: {name} has shape {getattr(self, name).shape}, must be {shape} and finite")
@@ -181,18 +142,61 @@ class SpectralBasis:
         """
         nodes, covariance = np.asarray(wavelengths, dtype=np.float64), np.asarray(covariance, dtype=np.float64)
         if covariance.shape != (nodes.size, nodes.size):
-            raise JobError(f"{nodes.size} bands with a covariance of shape {covariance.shape}: it must be square, one row per band")
+            raise JobError(f"{nodes.size} bands with a covariance {covariance.shape}: it must be square, one row per band")
         if rank is None:
             floor = 1e-9 * np.trace(covariance) / nodes.size + 1e-12
-            return cls(
-                nodes, np.asarray(mean), np.eye(nodes.size), covariance + floor * np.eye(nodes.size), np.zeros(nodes.size), source,
-                discrete=True,
-            )
+            unit = np.eye(nodes.size)
+            return cls(nodes, np.asarray(mean), unit, covariance + floor * unit, np.zeros(nodes.size), source, discrete=True)
         if not 1 <= rank <= nodes.size:
             raise JobError(f"asked for {rank} components of {nodes.size} bands")
         components, variances = leading(covariance, rank)
         left = np.maximum(np.diag(covariance) - components**2 @ variances, 0.0)
         return cls(nodes, np.asarray(mean), components, np.diag(variances), left, source, discrete=True)
+
+    @classmethod
+    def hybrid(cls, library: SpectralBasis, looks: Sequence[Spectra], rank: int = 12, extra: int = 4) -> SpectralBasis:
+        """K = rank + extra components: the library's first ones, then those that the job's own hyperspectral looks add.
+
+        library: as much of it as there is, `SpectralBasis.library(40)`. Each look's spectra are first completed at the nodes
+        it does not see by their conditional mean under the library. Then, for the covariance C and mean m over pixels,
+
+            C = (1-w) C_library + w C_looks + w (1-w) (m_looks - m_library)(m_looks - m_library)^T,   w = .8 n / (n + 50)
+
+        which is the mixture of both beliefs as one Gaussian: a few spectra of a patch narrow the library, never replace it.
+        The part of a look's mean that no library component explains is split between the ground and an error of that
+        acquisition by their prior variances (residual_var against .01^2, .03^2 near absorption bands); the latter goes
+        to `offsets`. A single Gaussian stays honest on unseen ground, a mixture of several does not.
+        """
+        if not looks or not 1 <= rank <= library.rank or extra < 0:
+            raise JobError(
+                f"a hybrid basis of {rank} + {extra} components from {len(looks)} looks: "
+                f"give at least one look and 1 to {library.rank} components"
+            )
+        base = library.components[:, :rank]
+        outside = np.eye(library.wavelengths.size) - base @ base.T
+        unexplained = np.diag(outside @ library.covariance @ outside)
+        error_var = np.where(within(library.wavelengths, SHOULDERS + DROPPED), 0.03, 0.01) ** 2
+        ground, offsets, spread = [], {}, np.zeros_like(library.covariance)
+        for look in looks:
+            complete, left = look.completed(library)
+            offset = outside @ (complete.mean(0) - library.mean) * error_var / (error_var + unexplained)
+            ground.append(complete - offset)
+            offsets[look.id] = offset
+            spread += left * len(complete)
+        spectra = np.concatenate(ground)
+        count = len(spectra)
+        share = 0.8 * count / (count + 50)
+        step = spectra.mean(0) - library.mean
+        scatter = (spectra - spectra.mean(0)).T @ (spectra - spectra.mean(0)) / count + spread / count
+        covariance = (1 - share) * library.covariance + share * scatter + share * (1 - share) * np.outer(step, step)
+        new, _ = leading(outside @ scatter @ outside, extra)
+        components = np.linalg.qr(np.concatenate([base, new], axis=1))[0]
+        prior = components.T @ covariance @ components
+        left_out = np.eye(len(covariance)) - components @ components.T
+        residual = np.diag(left_out @ covariance @ left_out)
+        source = f"{library.source} + {extra} components of {', '.join(look.id for look in looks)} ({count} spectra)"
+        mean, residual = library.mean + share * step, np.maximum(residual, 1e-7)
+        return cls(library.wavelengths, mean, components, 0.5 * (prior + prior.T), residual, source, offsets)
 
     def weights(self, responses: Sequence[Response]) -> Array:
         """(B, L) how bands with these responses weigh the nodes."""
@@ -203,7 +207,7 @@ class SpectralBasis:
         far = np.abs(self.wavelengths[nearest] - centroids) > 0.08 * centroids
         if far.any():
             raise JobError(
-                f"no latent band lies near {centroids[far][0]:.0f} nm; there are {', '.join(f'{w:.0f}' for w in self.wavelengths)} nm: "
+                f"no latent band lies near {centroids[far][0]:.0f} nm, only {', '.join(f'{w:.0f}' for w in self.wavelengths)}: "
                 "drop that band, or use SpectralBasis.library()"
             )
         return np.asarray(np.eye(self.wavelengths.size)[nearest])
@@ -214,7 +218,7 @@ class SpectralBasis:
         return weights @ self.components, weights @ self.mean, weights**2 @ self.residual_var
 
     def offset(self, scene_id: str, responses: Sequence[Response]) -> Array:
-        """(B,) the systematic error of one hyperspectral acquisition in these channels, to be taken off its data; 0 if unknown."""
+        """(B,) the systematic error of one acquisition in these channels, to be taken off its data; 0 if unknown."""
         if scene_id not in self.offsets:
             return np.zeros(len(responses))
         return np.asarray(self.weights(responses) @ self.offsets[scene_id])
@@ -238,7 +242,7 @@ class SpectralBasis:
     def to_attrs(self) -> dict[str, Any]:
         """JSON-ready attributes; floats round-trip exactly."""
         return {
-            **{name: getattr(self, name).tolist() for name in ("wavelengths", "mean", "components", "prior", "residual_var")},
+            **{name: getattr(self, name).tolist() for name in ARRAYS},
             "source": self.source, "discrete": self.discrete,
             "offsets": {name: offset.tolist() for name, offset in self.offsets.items()},
         }
@@ -246,10 +250,10 @@ class SpectralBasis:
     @classmethod
     def from_attrs(cls, attrs: dict[str, Any]) -> SpectralBasis:
         """The inverse of `to_attrs`."""
-        arrays = {name: np.array(attrs[name], dtype=np.float64) for name in ("wavelengths", "mean", "components", "prior", "residual_var")}
+        arrays = {name: np.array(attrs[name], dtype=np.float64) for name in ARRAYS}
         rank = arrays["prior"].shape[0]
         arrays["components"] = arrays["components"].reshape(-1, rank)
-        return cls(**arrays, source=attrs["source"], offsets=attrs.get("offsets", {}), discrete=bool(attrs.get("discrete", False)))
+        return cls(**arrays, source=attrs["source"], offsets=attrs["offsets"], discrete=attrs["discrete"])
 
 
 def leading(covariance: Array, rank: int) -> tuple[Array, Array]:
@@ -265,4 +269,4 @@ def leading(covariance: Array, rank: int) -> tuple[Array, Array]:
 def _shipped() -> dict[str, Any]:
     with files("fusion.cube").joinpath("data", "library.npz").open("rb") as stream:
         stored = np.load(stream, allow_pickle=False)
-        return {name: stored[name].astype(np.float64) if stored[name].dtype.kind == "f" else stored[name].item() for name in stored}
+        return {name: stored[name].item() if name == "source" else stored[name].astype(np.float64) for name in stored}
