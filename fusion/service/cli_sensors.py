@@ -13,6 +13,7 @@ from typing import Annotated
 import numpy as np
 import pystac
 import typer
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
@@ -147,13 +148,21 @@ def _rhythm(one: Sensor) -> str:
     return f"{len(passes)} passes in {year} at 10 E 45 N; `fusion revisit --sensor {one.name}` for another place"
 
 
+def _hue(wavelength: float) -> tuple[float, float, float, float]:
+    """The colour of the light where there is one (400-700 nm), dark to pale beyond."""
+    if wavelength < 700:
+        return colormaps["turbo"]((wavelength - 380) / 340)
+    return colormaps["copper"](0.3 + (wavelength - 700) / 2600)
+
+
 def draw(one: Sensor, path: Path) -> None:
     """The responses (of a spectrometer: the channel widths) over wavelength, as a figure file."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.add_subplot()
     if one.bands:
         for b in one.bands:
-            axes.fill_between(b.response.wavelengths, b.response.values / b.response.values.max(), alpha=0.35, label=b.name)
+            curve = b.response.values / b.response.values.max()
+            axes.fill_between(b.response.wavelengths, curve, color=_hue(b.response.centroid), lw=0, alpha=0.6, label=b.name)
         axes.legend(ncols=min(len(one.bands), 7), fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.2))
         axes.set(ylabel="relative response", ylim=(0, 1.05))
     else:
