@@ -157,8 +157,45 @@ class Plan:
             f"{format_bytes(int(self.limit_bytes))}: {advice}, or give workers more memory (cluster.memory, fewer workers)"
         )
 
+    def rows(self) -> list[tuple[str, str]]:
+        """What a reader wants to see, as (name, text)."""
+        grid, times = self.cube.grid, self.cube.calendar.times
+        day = np.datetime_as_string(times[[0, -1]], "D")
+        rows = [
+            ("area", f"{grid.shape[1]} x {grid.shape[0]} px of {grid.resolution:g} m in {grid.crs}"),
+            ("times", f"{times.size} from {day[0]} to {day[1]}, every {self.job.period.step_days:g} days"),
+            ("components", str(self.cube.basis.rank)),
+            ("tiles", f"{self.tiles} of {self.job.tiles.core} px with a halo of {self.halo} px"),
+        ]
+        for name, per_tile in self.looks.items():
+            scenes = len(self.found.items[name])
+            rows.append((f"looks of {name}", f"{scenes} scenes; per tile {per_tile.min()} to {per_tile.max()}, mean {per_tile.mean():.1f}"))
+        fit = "fits" if self.fits else "does NOT fit"
+        return [
+            *rows, ("to read", format_bytes(int(self.read_bytes))),
+            ("peak memory per worker", f"{format_bytes(int(self.peak_bytes))}, {fit} in {format_bytes(int(self.limit_bytes))}"),
+            ("time", f"about {_duration(self.seconds)} on {self.workers} workers"),
+            ("output", f"about {format_bytes(int(self.output_bytes))} in {self.job.output.store}"),
+        ]
+
+    def numbers(self) -> dict[str, Any]:
+        """The same for programs."""
+        return {
+            "tiles": self.tiles, "halo": self.halo, "shape": list(self.cube.shape), "scenes": {n: len(i) for n, i in self.found.items.items()},
+            "looks": {n: int(v.sum()) for n, v in self.looks.items()}, "read_bytes": self.read_bytes, "peak_bytes": self.peak_bytes,
+            "limit_bytes": self.limit_bytes, "fits": self.fits, "workers": self.workers, "seconds": self.seconds,
+            "output_bytes": self.output_bytes, "notes": self.notes,
+        }
+
     def _peak_with(self, core: int) -> float:
         return peak_bytes(self.job, self.cube, core, self.halo, {n: float(v.max(initial=0)) for n, v in self.looks.items()})
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def window_bytes(facts: Sensor, edge: float) -> float:
