@@ -263,7 +263,8 @@ def main() -> None:
     made_of = endmembers()
     np.savez_compressed(
         args.out / "endmembers.npz", wavelengths=FINER, names=np.array(list(made_of)),
-        source=np.array(source.replace("library", "surfaces")), spectra=np.round(1e4 * np.stack(list(made_of.values()))).astype(np.uint16),
+        source=np.array(source.replace("library", "surfaces")),
+        spectra=np.round(1e4 * np.stack(list(made_of.values()))).astype(np.uint16),
     )  # fmt: skip
     (args.out / "provenance.json").write_text(json.dumps(made, indent=1) + "\n")
     for path in sorted(args.out.iterdir()):

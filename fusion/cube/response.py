@@ -87,7 +87,8 @@ class Response:
 
     def inside(self, nodes: Array = NODES) -> float:
         """The fraction of the response's area that lies between the first and the last node."""
-        knots = np.union1d(self.wavelengths, nodes[[0, -1]])
-        value = np.interp(knots, self.wavelengths, self.values, left=0.0, right=0.0)
+        low, high = self.wavelengths[[0, -1]]
+        knots = np.union1d(self.wavelengths, np.clip(nodes[[0, -1]], low, high))
+        value = np.interp(knots, self.wavelengths, self.values)
         pick = (knots >= nodes[0]) & (knots <= nodes[-1])
         return float(np.trapezoid(value[pick], knots[pick]) / np.trapezoid(self.values, self.wavelengths))

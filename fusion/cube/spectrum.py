@@ -33,9 +33,10 @@ class Spectra:
     noise: float = 0.003
     """standard deviation of one value, reflectance; 7 times that near absorption bands"""
 
-    def completed(self, basis: SpectralBasis) -> tuple[Array, Array]:
-        """Spectra (N, L) at the basis' nodes and their common error covariance (L, L): E[r | y] and Var[r | y] under the basis.
+    def completed(self, basis: SpectralBasis) -> tuple[Array, Array, Array]:
+        """Spectra (N, L) at the basis' nodes, their common error covariance (L, L) and the mean misfit (L,) of the data to them.
 
+        E[r | y] and Var[r | y] under the basis, and the mean of y - W E[r | y], linear between the channels and 0 outside.
         Channels in the water windows or seen by less than half of the spectra are left out, then spectra with gaps.
         """
         nodes, values = basis.wavelengths, np.asarray(self.values, dtype=np.float64)
@@ -54,7 +55,11 @@ class Spectra:
         covariance = basis.covariance
         seen = covariance @ weights.T
         gain = np.linalg.solve(weights @ seen + np.diag(noise**2), seen.T).T
-        return basis.mean + (values - weights @ basis.mean) @ gain.T, covariance - gain @ seen.T
+        complete = basis.mean + (values - weights @ basis.mean) @ gain.T
+        order = np.argsort(centres[usable], kind="stable")
+        misfit = (values - complete @ weights.T).mean(0)[order]
+        misfit = np.interp(nodes, centres[usable][order], misfit, left=0.0, right=0.0)
+        return complete, covariance - gain @ seen.T, np.where(within(nodes, DROPPED), 0.0, misfit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,10 +183,10 @@ class SpectralBasis:
         error_var = np.where(within(library.wavelengths, SHOULDERS + DROPPED), 0.03, 0.01) ** 2
         ground, offsets, spread = [], {}, np.zeros_like(library.covariance)
         for look in looks:
-            complete, left = look.completed(library)
+            complete, left, misfit = look.completed(library)
             offset = outside @ (complete.mean(0) - library.mean) * error_var / (error_var + unexplained)
             ground.append(complete - offset)
-            offsets[look.id] = offset
+            offsets[look.id] = offset + misfit
             spread += left * len(complete)
         spectra = np.concatenate(ground)
         count = len(spectra)
