@@ -118,13 +118,16 @@ def plain(href: str) -> str:
 
 @contextmanager
 def gdal_env(**options: object) -> Iterator[None]:
-    """GDAL settings for reading pieces of remote files: retries on every error, no directory listings, merged ranges."""
+    """GDAL settings for reading pieces of remote files: retries on every error, no directory listings, merged ranges.
+
+    A setting of the same name in the environment wins; `options` win over both.
+    """
     settings = {
-        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_MAX_RETRY": 4, "GDAL_HTTP_RETRY_DELAY": 0.5,
+        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_MAX_RETRY": 3, "GDAL_HTTP_RETRY_DELAY": 0.3,
         "GDAL_HTTP_RETRY_CODES": "ALL", "GDAL_HTTP_TIMEOUT": 120, "GDAL_HTTP_CONNECTTIMEOUT": 20, "GDAL_HTTP_VERSION": "2",
         "GDAL_HTTP_MULTIPLEX": "YES", "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES", "VSI_CACHE": True, "GDAL_PAM_ENABLED": "NO",
     }
-    with rasterio.Env(**{**settings, **options}):
+    with rasterio.Env(**{key: value for key, value in settings.items() if key not in os.environ}, **options):
         yield
 
 
