@@ -1,7 +1,7 @@
 """`fusion`: from a job file to a cube, from a terminal.
 
-Exit codes: 0 done, 1 an error that is explained, 2 wrong usage, 3 the cube is there but some tiles failed or `verify` found damage,
-130 stopped by Ctrl-C (resumable).
+Exit codes: 0 done, 1 an error that is explained, 2 wrong usage, 3 the cube is there but some tiles failed or `verify` found
+damage, 130 stopped by Ctrl-C (resumable).
 """
 
 from __future__ import annotations

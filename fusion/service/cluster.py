@@ -68,15 +68,11 @@ class Prepared(WorkerPlugin):
         """Runs once in every worker, before its first tile."""
         for key, value in self.environment.items():
             os.environ.setdefault(key, value)
+        folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
         try:
-            Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             log.warning("no compile cache on %s: %s", worker.address, error)
-            return
-        import jax
-
-        jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def _gpu_workers(cluster: Cluster) -> dict[int, dict[str, Any]]:
@@ -98,7 +94,8 @@ def connected(cluster: Cluster) -> Iterator[Client]:
             try:
                 client = Client(cluster.scheduler, timeout="30s", set_as_default=False)
             except (OSError, TimeoutError, ValueError) as error:
-                raise JobError(f"no Dask scheduler answers at {cluster.scheduler} ({error}): check the address, start it first") from error
+                asked = f"no Dask scheduler answers at {cluster.scheduler} ({error})"
+                raise JobError(f"{asked}: check the address, start it first") from error
             owned = None
         else:
             count, limit = workers_of(cluster)

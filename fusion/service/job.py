@@ -11,8 +11,10 @@ import hashlib
 import json
 import math
 import tomllib
+from collections.abc import Iterator
 from datetime import date, datetime
 from difflib import get_close_matches
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +24,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from fusion.cube.calendar import Calendar, instant_of
 from fusion.cube.grid import Grid
-from fusion.errors import FusionError, JobError
+from fusion.errors import JobError, StoreError
+from fusion.observe.sensor import sensor
+from fusion.service.objects import normal_url
 
 MAX_PIXELS = 10**11
 """latent pixels of one job: all land of the Earth at 30 m is 1.7e11; split larger jobs"""
@@ -41,9 +45,9 @@ class Record(BaseModel):
 class Area(Record):
     """WHERE: a box, or the outline in a GeoJSON file."""
 
-    bbox: tuple[float, float, float, float] | None = Field(None, description="west, south, east, north in `crs`")
-    geojson: str | None = Field(None, description="path of a GeoJSON file (Feature, FeatureCollection or geometry) in `crs`")
-    crs: str = Field("EPSG:4326", description="CRS of the box or the file")
+    bbox: tuple[float, float, float, float] | None = Field(default=None, description="west, south, east, north in `crs`")
+    geojson: str | None = Field(default=None, description="path of a GeoJSON file (any kind) in `crs`")
+    crs: str = Field(default="EPSG:4326", description="CRS of the box or the file")
 
     @model_validator(mode="after")
     def _one(self) -> Area:
@@ -75,9 +79,9 @@ class Area(Record):
 class Target(Record):
     """The latent pixels."""
 
-    crs: str | None = Field(None, description="projected CRS in metres; default: the UTM zone of the area's centre")
-    resolution: float = Field(30.0, gt=0, description="pixel edge, metres")
-    align: float = Field(0.0, description="where pixel edges sit, metres modulo the resolution; USGS Landsat: 15, HLS and Sentinel-2: 0")
+    crs: str | None = Field(default=None, description="projected CRS in metres; default: the UTM zone of the area's centre")
+    resolution: float = Field(default=30.0, gt=0, description="pixel edge, metres")
+    align: float = Field(default=0.0, description="where pixel edges sit, metres modulo the resolution; Landsat 15, HLS 0")
 
 
 class Period(Record):
@@ -85,27 +89,27 @@ class Period(Record):
 
     start: Moment
     end: Moment
-    step_days: float = Field(8.0, gt=0, description="days between latent times")
+    step_days: float = Field(default=8.0, gt=0, description="days between latent times")
 
 
 class FileEntry(Record):
     """One file that has no STAC item."""
 
     href: str
-    datetime: Moment | None = Field(None, description="acquisition time; default: read from the file's name")
+    datetime: Moment | None = Field(default=None, description="acquisition time; default: read from the file's name")
 
 
 class Source(Record):
     """One sensor and where its scenes are: a STAC API, a static catalog, or files."""
 
     name: str = Field(description="`fusion sensors` lists the installed ones")
-    catalog: str | None = Field(None, description="STAC API address, or path of a catalog.json, collection.json or ItemCollection")
-    collection: str | None = Field(None, description="collection in that catalog; default: the sensor's usual one there")
+    catalog: str | None = Field(default=None, description="address of a STAC API, or path of a static catalog or ItemCollection")
+    collection: str | None = Field(default=None, description="collection in that catalog; default: the sensor's usual one there")
     query: dict[str, Any] = Field(default_factory=dict, description='property filter, {"eo:cloud_cover" = {lt = 60}}')
     files: tuple[Annotated[FileEntry, BeforeValidator(lambda v: {"href": v} if isinstance(v, str) else v)], ...] = Field(
-        (), description="paths (globs allowed) or {href, datetime}"
+        default=(), description="paths (globs allowed) or {href, datetime}"
     )
-    max_items: int = Field(10_000, gt=0, description="refuse a search that finds more")
+    max_items: int = Field(default=10_000, gt=0, description="refuse a search that finds more")
 
     @model_validator(mode="after")
     def _one(self) -> Source:
@@ -117,44 +121,44 @@ class Source(Record):
 class Spectrum(Record):
     """WHICH COLOUR: the spectral basis of the latent field."""
 
-    rank: int = Field(8, ge=1, le=64, description="components K")
+    rank: int = Field(default=8, ge=1, le=64, description="components K")
 
 
 class Engine(Record):
     """How the posterior is computed."""
 
     name: Literal["gaussian", "variational", "mcmc"] = "variational"
-    seed: int = Field(0, ge=0)
-    pool: int = Field(0, ge=0, description="tiles sampled to learn the population of hyperparameters first; 0 = every tile by itself")
+    seed: int = Field(default=0, ge=0)
+    pool: int = Field(default=0, ge=0, description="tiles sampled first to learn what all tiles share; 0 = each by itself")
     settings: dict[str, Any] = Field(default_factory=dict, description="passed on to the engine by name")
 
 
 class Tiles(Record):
     """How the area is cut."""
 
-    core: int = Field(128, ge=8, le=4096, description="pixels along a tile's edge")
-    halo: int | None = Field(None, ge=0, le=1024, description="pixels around it; default: half of the coarsest footprint")
+    core: int = Field(default=128, ge=8, le=4096, description="pixels along a tile's edge")
+    halo: int | None = Field(default=None, ge=0, le=1024, description="pixels around it; default: half of the coarsest footprint")
 
 
 class Output(Record):
     """What is kept, and where."""
 
     store: str = Field(description="local path, s3://, gs:// or az:// address of the cube")
-    draws: int = Field(16, ge=0, le=1000, description="posterior draws that are kept")
+    draws: int = Field(default=16, ge=0, le=1000, description="posterior draws that are kept")
 
 
 class Cluster(Record):
     """Who works; none of it changes the result."""
 
-    scheduler: str | None = Field(None, description="address of a running Dask scheduler, tcp://host:8786; default: this machine")
-    workers: int | None = Field(None, ge=1, le=10_000, description="processes on this machine; default: one per core, or one per GPU")
-    threads: int = Field(1, ge=1, le=64, description="tiles at a time per worker")
-    gpus: tuple[int, ...] = Field((), description="device numbers: one process each")
-    memory: str | None = Field(None, description="limit per worker, such as 8GiB; default: the machine's memory shared evenly")
-    retries: int = Field(2, ge=0, le=20, description="times a failing tile is tried again")
-    read_retries: int = Field(3, ge=0, le=20, description="times a scene that cannot be reached is tried again")
-    dashboard: str = Field("127.0.0.1:0", description="address of the Dask dashboard and its /metrics")
-    cache: str | None = Field(None, description="folder of the persistent compile cache; default: the user's cache folder")
+    scheduler: str | None = Field(default=None, description="a running Dask scheduler, tcp://host:8786; default: this machine")
+    workers: int | None = Field(default=None, ge=1, le=10_000, description="processes; default: one per core, or one per GPU")
+    threads: int = Field(default=1, ge=1, le=64, description="tiles at a time per worker")
+    gpus: tuple[int, ...] = Field(default=(), description="device numbers: one process each")
+    memory: str | None = Field(default=None, description="limit per worker, such as 8GiB; default: the machine's, shared")
+    retries: int = Field(default=2, ge=0, le=20, description="times a failing tile is tried again")
+    read_retries: int = Field(default=3, ge=0, le=20, description="times a scene that cannot be reached is tried again")
+    dashboard: str = Field(default="127.0.0.1:0", description="address of the Dask dashboard and its /metrics")
+    cache: str | None = Field(default=None, description="folder of the compile cache; default: the user's cache folder")
 
 
 class Job(Record):
@@ -198,7 +202,8 @@ class Job(Record):
         try:
             return cls.model_validate(document)
         except ValidationError as error:
-            raise JobError(f"{where}:\n" + "\n".join(f"  {_explained(e)}" for e in error.errors() if not (e["type"] == "too_short" and e.get("input")))) from error
+            told = [e for e in error.errors() if not (e["type"] == "too_short" and e.get("input"))]  # follows from another one
+            raise JobError(f"{where}:\n" + "\n".join(f"  {_explained(e)}" for e in told)) from error
         except RecursionError as error:
             raise JobError(f"{where}: nested too deep to be a job") from error
 
@@ -232,7 +237,7 @@ class Job(Record):
         start, end = instant_of(self.period.start), instant_of(self.period.end)
         count = float((end - start).astype("int64")) / 86.4e9 / self.period.step_days
         if count > MAX_TIMES:
-            raise JobError(f"period and step ask for {count:.0f} latent times, at most {MAX_TIMES} fit one job: choose a longer step")
+            raise JobError(f"period and step ask for {count:.0f} latent times, at most {MAX_TIMES} fit: choose a longer step")
         return Calendar.regular(start, end, self.period.step_days)
 
 
@@ -263,33 +268,40 @@ def _explained(error: Any) -> str:
     """One validation error as: where, what was found, what to do."""
     path = [str(p) for p in error["loc"]]
     where = ".".join(path) or "job"
-    got = repr(error.get("input"))[:80]
     if error["type"] == "extra_forbidden":
-        model: Any = Job
-        for part in error["loc"][:-1]:
-            if isinstance(part, str) and isinstance(model, type) and part in getattr(model, "model_fields", {}):
-                model = model.model_fields[part].annotation
-            model = next((a for a in getattr(model, "__args__", ()) if isinstance(a, type) and issubclass(a, Record)), model)
-        known = list(getattr(model, "model_fields", {}))
+        known = list(_record_at(path[:-1]).model_fields)
         near = get_close_matches(path[-1], known, 1, 0.5)
         return f"{where}: no such key" + (f", did you mean {near[0]!r}?" if near else "") + f" Known here: {', '.join(known)}"
     if error["type"] == "missing":
         return f"{where}: missing, and it has no default"
-    return f"{where}: {error['msg'].removeprefix('Value error, ')}, got {got}"
+    return f"{where}: {error['msg'].removeprefix('Value error, ')}, got {str(error.get('input'))[:80]!r}"
+
+
+def _record_at(path: list[str]) -> type[Record]:
+    """The record that a path of keys and positions leads to."""
+    record: type[Record] = Job
+    for part in path:
+        if part in record.model_fields:
+            record = next(_records_in(record.model_fields[part].annotation), record)
+    return record
+
+
+def _records_in(annotation: Any) -> Iterator[type[Record]]:
+    if isinstance(annotation, type) and issubclass(annotation, Record):
+        yield annotation
+    for part in getattr(annotation, "__args__", ()):
+        yield from _records_in(part)
 
 
 def check(job: Job) -> None:
-    """Every rule that needs no network: sensors installed, place and period possible. JobError or SensorError says which fails."""
-    from fusion.observe.sensor import sensor
-
-    job.grid(), job.calendar()
+    """Every rule that needs no network: sensors installed, place, period and output possible; the error says which fails."""
+    job.grid()
+    job.calendar()
     for source in job.sensors:
         sensor(source.name)
     try:
-        from fusion.service.objects import normal_url
-
         normal_url(job.output.store)
-    except FusionError as error:
+    except StoreError as error:
         raise JobError(f"output.store: {error}") from error
 
 
@@ -300,63 +312,4 @@ def job_schema() -> dict[str, Any]:
 
 def job_template() -> str:
     """A commented job file to start from; it is a valid job."""
-    return TEMPLATE
-
-
-TEMPLATE = """\
-# A fusion job. `fusion plan job.toml` says what it costs, `fusion run job.toml` makes the cube.
-name = "boulder-2024"
-
-[area]                                    # WHERE
-bbox = [-105.32, 39.98, -105.20, 40.06]   # west, south, east, north
-# geojson = "area.geojson"                # instead of bbox: an outline
-crs = "EPSG:4326"                         # of the box or the outline
-
-[target]                                  # the pixels of the cube
-# crs = "EPSG:32613"                      # projected, metres; default: the UTM zone of the area's centre
-resolution = 30.0                         # metres
-align = 15.0                              # pixel edges modulo the resolution; USGS Landsat 15, HLS and Sentinel-2 0
-
-[period]                                  # WHEN
-start = "2024-05-01"
-end = "2024-09-30"
-step_days = 8.0                           # between latent times
-
-[[sensors]]                               # one block per sensor; `fusion sensors` lists them
-name = "modis-mcd43a4"
-catalog = "https://planetarycomputer.microsoft.com/api/stac/v1"
-collection = "modis-43A4-061"
-
-[[sensors]]
-name = "landsat-8"
-catalog = "https://planetarycomputer.microsoft.com/api/stac/v1"
-collection = "landsat-c2-l2"
-query = { "eo:cloud_cover" = { lt = 80 } }
-
-# [[sensors]]
-# name = "airborne"
-# files = ["flights/*.nc"]                # plain files, or { href = "...", datetime = "2024-07-01T18:00:00Z" }
-
-[spectrum]                                # WHICH COLOUR
-rank = 8                                  # spectral components
-
-[engine]
-name = "variational"                      # gaussian (fastest), variational (default), mcmc (reference)
-seed = 0
-pool = 0                                  # tiles sampled first to learn what all tiles share; 0 = each by itself
-# settings = { }                          # passed on to the engine
-
-[tiles]
-core = 128                                # pixels; `fusion plan` proposes another where memory is short
-
-[output]
-store = "cube.zarr"                       # or s3://bucket/cube.zarr, gs://, az:// (credentials from the environment)
-draws = 16                                # posterior draws to keep; 0 = mean and sd only
-
-[cluster]                                 # none of this changes the result
-# scheduler = "tcp://host:8786"           # a running Dask scheduler; default: this machine
-# workers = 4
-# gpus = [0, 1]                           # one process per GPU
-# memory = "8GiB"                         # per worker
-retries = 2
-"""
+    return (resources.files("fusion.service") / "job.toml").read_text(encoding="utf-8")

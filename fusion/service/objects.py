@@ -107,7 +107,7 @@ class Objects:
             return None
         data = found.to_bytes()
         if len(data) > MAX_JSON:
-            raise StoreError(f"{self.url}: {key} has {len(data)} bytes, more than any document of a cube: it is not ours or broken")
+            raise StoreError(f"{self.url}: {key} has {len(data)} bytes, more than any document of a cube")
         try:
             return json.loads(data)
         except (ValueError, RecursionError) as error:

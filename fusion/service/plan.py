@@ -16,10 +16,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import psutil
 import shapely
 import shapely.geometry
 from dask.utils import format_bytes, parse_bytes
+from distributed.system import MEMORY_LIMIT
 from numpy.typing import NDArray
 from pyproj import Transformer
 
@@ -151,10 +151,11 @@ class Plan:
         smaller = [
             c for c in (512, 384, 256, 192, 128, 96, 64, 48, 32, 16) if c < core and self._peak_with(c) <= self.limit_bytes
         ]
-        advice = f"use tiles.core = {smaller[0]}" if smaller else "no tile size fits: keep fewer draws, fewer latent times or a lower rank"
+        advice = f"use tiles.core = {smaller[0]}" if smaller else "no tile size fits: fewer draws, times or components would"
+        need, have = format_bytes(int(self.peak_bytes)), format_bytes(int(self.limit_bytes))
         raise JobError(
-            f"a tile of {core} px with its halo of {self.halo} px needs {format_bytes(int(self.peak_bytes))} in a worker, which has "
-            f"{format_bytes(int(self.limit_bytes))}: {advice}, or give workers more memory (cluster.memory, fewer workers)"
+            f"a tile of {core} px with its halo of {self.halo} px needs {need} in a worker, which has {have}: {advice}, "
+            "or give workers more memory (cluster.memory, fewer workers)"
         )
 
     def rows(self) -> list[tuple[str, str]]:
@@ -168,8 +169,8 @@ class Plan:
             ("tiles", f"{self.tiles} of {self.job.tiles.core} px with a halo of {self.halo} px"),
         ]
         for name, per_tile in self.looks.items():
-            scenes = len(self.found.items[name])
-            rows.append((f"looks of {name}", f"{scenes} scenes; per tile {per_tile.min()} to {per_tile.max()}, mean {per_tile.mean():.1f}"))
+            spread = f"per tile {per_tile.min()} to {per_tile.max()}, mean {per_tile.mean():.1f}"
+            rows.append((f"looks of {name}", f"{len(self.found.items[name])} scenes; {spread}"))
         fit = "fits" if self.fits else "does NOT fit"
         return [
             *rows, ("to read", format_bytes(int(self.read_bytes))),
@@ -181,10 +182,10 @@ class Plan:
     def numbers(self) -> dict[str, Any]:
         """The same for programs."""
         return {
-            "tiles": self.tiles, "halo": self.halo, "shape": list(self.cube.shape), "scenes": {n: len(i) for n, i in self.found.items.items()},
-            "looks": {n: int(v.sum()) for n, v in self.looks.items()}, "read_bytes": self.read_bytes, "peak_bytes": self.peak_bytes,
-            "limit_bytes": self.limit_bytes, "fits": self.fits, "workers": self.workers, "seconds": self.seconds,
-            "output_bytes": self.output_bytes, "notes": self.notes,
+            "tiles": self.tiles, "halo": self.halo, "shape": list(self.cube.shape),
+            "scenes": {n: len(i) for n, i in self.found.items.items()}, "looks": {n: int(v.sum()) for n, v in self.looks.items()},
+            "read_bytes": self.read_bytes, "peak_bytes": self.peak_bytes, "limit_bytes": self.limit_bytes, "fits": self.fits,
+            "workers": self.workers, "seconds": self.seconds, "output_bytes": self.output_bytes, "notes": self.notes,
         }
 
     def _peak_with(self, core: int) -> float:
@@ -217,7 +218,7 @@ def workers_of(cluster: Cluster) -> tuple[int, float]:
     """(number, memory limit in bytes) of the workers that a cluster would have on this machine."""
     number = cluster.workers or len(cluster.gpus) or max(1, len(os.sched_getaffinity(0)) // cluster.threads)
     try:
-        limit = float(parse_bytes(cluster.memory)) if cluster.memory else psutil.virtual_memory().total * 0.9 / number
+        limit = float(parse_bytes(cluster.memory)) if cluster.memory else MEMORY_LIMIT * 0.9 / number
     except ValueError as error:
         raise JobError(f"cluster.memory = {cluster.memory!r} is not a size: write 8GiB") from error
     return number, limit

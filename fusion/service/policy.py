@@ -2,8 +2,8 @@
 
 `admit` returns a clean copy of one STAC item, or raises `Refused` with one sentence. What it guarantees:
 
-- an asset address is https, s3, gs or az; http or an address inside a private network only if the catalog itself is there; a local
-  path only if the catalog is local and the file lies under its folder (links followed); nothing with a password in it, no
+- an asset address is https, s3, gs or az; http or an address inside a private network only if the catalog itself is there; a
+  local path only if the catalog is local and the file lies under its folder (links followed); nothing with a password in it, no
   GDAL virtual file system, no other scheme;
 - signatures are cut off, so that no access key is ever stored;
 - times, geometry, bounding box and raster shapes are finite and of this planet; documents are of bounded size.
@@ -40,6 +40,8 @@ SIGNATURES = re.compile(
     r"^(x-amz-.*|x-goog-.*|awsaccesskeyid|googleaccessid|signature|expires|sig|se|sp|sv|sr|st|spr|ske|skt|sks|skv|skoid|sktid|token|"
     r"access_token|api_?key|key|auth|authorization|password|secret)$", re.IGNORECASE,
 )
+SHORT_IPV4 = re.compile(r"(0x[0-9a-f]+|\d+)(\.(0x[0-9a-f]+|\d+)){0,2}")
+"""integer and short spellings of an IPv4 address, which name resolvers still accept"""
 STEPS = re.compile(r"(^|[/\\])\.\.([/\\]|$)")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -77,7 +79,7 @@ def private(host: str) -> bool:
     if host in ("", "localhost") or host.endswith((".localhost", ".local", ".internal")):
         return True
     try:
-        if re.fullmatch(r"[0-9a-fx.]+", host) and "." not in host or re.fullmatch(r"(0x[0-9a-f]+|\d+)(\.(0x[0-9a-f]+|\d+)){0,2}", host):
+        if (re.fullmatch(r"[0-9a-fx.]+", host) and "." not in host) or re.fullmatch(r"(0x[0-9a-f]+|\d+)(\.(0x[0-9a-f]+|\d+)){0,2}", host):
             return True  # the integer and short spellings of an IPv4 address, which name resolvers still accept
         return not ipaddress.ip_address(host).is_global
     except ValueError:

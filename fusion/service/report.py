@@ -11,17 +11,17 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg", force=False)
-import numpy as np  # noqa: E402
-from matplotlib.colors import BoundaryNorm, ListedColormap  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
+import numpy as np
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from fusion.cube.spectrum import Response  # noqa: E402
-from fusion.errors import StoreError  # noqa: E402
-from fusion.service.plan import Plan, calendar_of_looks  # noqa: E402
-from fusion.service.policy import interval  # noqa: E402
-from fusion.service.store import CubeStore  # noqa: E402
-from fusion.service.template import CODES  # noqa: E402
+from fusion.cube.spectrum import Response
+from fusion.errors import StoreError
+from fusion.service.plan import Plan, calendar_of_looks
+from fusion.service.policy import interval
+from fusion.service.store import CubeStore
+from fusion.service.template import CODES
 
 RGB = ((655.0, 37.0), (561.0, 57.0), (482.0, 60.0))
 """(centre, width) nm of red, green and blue: the Landsat 8 OLI bands, by which eyes are used to judge such pictures"""

@@ -1,7 +1,7 @@
 """The work: every tile that is not committed yet becomes one Dask task, a bounded number at a time.
 
-Only the tiles in flight are known to the scheduler, so its memory and the driver's do not grow with the area. A task that fails is
-tried again up to a cap and then noted as FAILED; a tile that kills its workers is given up alone; a tile that hangs behind all
+Only the tiles in flight are known to the scheduler, so its memory and the driver's do not grow with the area. A task that fails
+is tried again up to a cap and then noted as FAILED; a tile that kills its workers is given up alone; a tile that hangs behind all
 others is started a second time elsewhere, which is safe because writing a tile is idempotent. Whatever dies, `resume` continues.
 """
 
@@ -12,6 +12,7 @@ import logging
 import platform
 import statistics
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -150,7 +151,8 @@ def _population(client: Client, store: CubeStore, job: Job, options: dict[str, A
     _Drive(client, store, job, quiet, lambda _: None, options, None, task=pilot_tile).over(iter(sample))
     summaries = [s for i in sample if (s := store.objects.get(f"status/pilots/{i[0]}.{i[1]}.json")) is not None]
     if not summaries:
-        raise JobError(f"none of the {count} sampled tiles could be fitted: {next(iter(quiet.failed.values()), 'no reason given')[:500]}")
+        reason = next(iter(quiet.failed.values()), "no reason given")[:500]
+        raise JobError(f"none of the {count} sampled tiles could be fitted: {reason}")
     learned = population(summaries)
 
     def prior(index: Index) -> tuple[list[float], list[float]]:
@@ -177,6 +179,7 @@ class _Drive:
     unwritten: int = 0
     width: int = 4
     looked: float = -1e9
+    name: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
     def over(self, todo: Iterator[Index]) -> None:
         """Until every tile is committed or given up."""
@@ -208,7 +211,7 @@ class _Drive:
         extra = {"prior": self.priors(index)} if self.priors else {}
         future = self.client.submit(
             self.task, self.store.url, self.store.about["fingerprint"], index, **self.options, **extra,
-            key=f"{self.task.__name__}-{index[0]}.{index[1]}-{attempt}-{id(self):x}", retries=self.job.cluster.retries, pure=False,
+            key=f"{self.task.__name__}-{index[0]}.{index[1]}-{attempt}-{self.name}", pure=False, retries=self.job.cluster.retries,
             resources={"GPU": 1} if self.job.cluster.gpus else None,
         )
         self.flying[future] = index, time.monotonic()
@@ -252,7 +255,7 @@ class _Drive:
         error: Any = future.exception()
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, KilledWorker):
-            reason = "its workers died each time it was tried (out of memory, or a crash in a library): use smaller tiles or more memory"
+            reason = "its workers died each time (out of memory, or a crash in a library): use smaller tiles or more memory"
         log.error("tile %s is given up: %s", index, reason)
         self.summary.failed[index] = reason
         if isinstance(error, StoreError):
@@ -268,7 +271,7 @@ class _Drive:
         if len(self.seconds) < 4 or len(self.flying) >= threads:
             return
         limit = max(60.0, STRAGGLER * statistics.median(self.seconds))
-        for future, (index, started) in list(self.flying.items()):
+        for index, started in list(self.flying.values()):
             twins = sum(1 for i, _ in self.flying.values() if i == index)
             if twins == 1 and time.monotonic() - started > limit:
                 log.warning("tile %s takes more than %.0f s: started a second time", index, limit)

@@ -10,14 +10,14 @@
 
 A draw is stored relative to its own mean and sd, in steps of 1/256: quantising costs 1/256/sqrt(12) = .11 % of an sd, whatever
 the tile. Group attributes: `fusion` (cube, job, tile size, provenance), `proj:` and `spatial:` of the Zarr conventions
-(https://github.com/zarr-conventions) beside CF's `grid_mapping`, so that xarray, rioxarray, odc-geo and GDAL >= 3.13 find the CRS.
+(https://github.com/zarr-conventions) beside CF's `grid_mapping`, so that xarray, rioxarray, odc-geo and GDAL 3.13 find the CRS.
 
 Documents that are not arrays lie inside the folder of `status`, where Zarr's own listings do not look:
-`status/claim.json` (whose store this is), `status/items.json` (the frozen catalog), `status/tiles/ROW.COL.json` (a committed tile:
-status, checksums, diagnostics), `status/failed/ROW.COL.json` (a tile to try again).
+`status/claim.json` (whose store this is), `status/items.json` (the frozen catalog), `status/tiles/ROW.COL.json` (a committed
+tile: status, checksums, diagnostics), `status/failed/ROW.COL.json` (a tile to try again).
 
 Why writes are safe: a tile is a whole number of shards, so no two tasks touch one object; a write puts whole objects that
-depend on the tile alone, so it may be repeated, doubled or cut short; the record follows the data, so a tile that has one is complete.
+depend on the tile alone, so it may be repeated or cut short; the record follows the data, so a tile that has one is complete.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class CubeStore:
         claim = objects.get("status/claim.json") or {}
         if claim.get("fingerprint") != fingerprint:
             raise StoreError(
-                f"{url} belongs to another job (its fingerprint {str(claim.get('fingerprint'))[:12]}, this job's {fingerprint[:12]}): "
+                f"{url} is of another job (fingerprint {str(claim.get('fingerprint'))[:12]}, this one's {fingerprint[:12]}): "
                 "a cube mixes no two jobs; choose another output address, or restore the job that it was made with"
             )
         if not claim.get("ready"):
@@ -104,10 +104,10 @@ class CubeStore:
         if not isinstance(claim, dict):
             raise StoreError(f"{url} holds no cube: check the address, or make one with `fusion run`")
         if claim.get("format") != FORMAT:
-            raise StoreError(f"{url} has format {claim.get('format')!r}, this version reads {FORMAT}: use the version that wrote it")
+            raise StoreError(f"{url} has format {claim.get('format')!r}, this version reads {FORMAT}: use the one that wrote it")
         if not claim.get("ready"):
             raise StoreError(f"{url} was claimed but its template is unfinished: run the same job again, it continues there")
-        document = objects.get("zarr.json")
+        document: Any = objects.get("zarr.json")
         try:
             about = document["attributes"]["fusion"]
             layout = Layout(
@@ -115,7 +115,7 @@ class CubeStore:
                 tuple(map(str, about["levels"])),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, FusionError) as error:
-            raise StoreError(f"{url}: the group's `fusion` attributes are not a cube's ({error!r}): the store was damaged") from error
+            raise StoreError(f"{url}: the group's `fusion` attributes are not a cube's ({error!r}): it was damaged") from error
         if about.get("fingerprint") != claim.get("fingerprint"):
             raise StoreError(f"{url}: template and claim are of different jobs: the store was overwritten; restore or delete it")
         return cls(url, layout, about, objects)
@@ -134,11 +134,12 @@ class CubeStore:
     def group(self) -> zarr.Group:
         """The Zarr group, checked against the layout."""
         with store_errors(self.url, "opening the arrays"):
-            group = zarr.open_group(self.objects.store, mode="r" if self.objects.store.read_only else "r+", use_consolidated=False)
+            mode: Any = "r" if self.objects.store.read_only else "r+"
+            group = zarr.open_group(self.objects.store, mode=mode, use_consolidated=False)
             for name, plan in self.layout.arrays().items():
                 found = group.get(name)
                 if not isinstance(found, zarr.Array) or found.shape != plan.shape or found.dtype != np.dtype(plan.dtype):
-                    raise StoreError(f"{self.url}: array {name!r} is missing or not {plan.dtype}{plan.shape}: the store was damaged")
+                    raise StoreError(f"{self.url}: array {name!r} is missing or not {plan.dtype}{plan.shape}: damaged")
         return group
 
     def items(self) -> dict[str, list[dict[str, Any]]]:
@@ -159,7 +160,7 @@ class CubeStore:
         core = (slice(0, rows.stop - rows.start), slice(0, cols.stop - cols.start))
         if mean.shape[-2:] == tile.grid.shape and tile.halo:
             core = tile.core
-        blocks = {"mean": _block(mean, core), "sd": _block(sd, core)}
+        blocks: dict[str, NDArray[Any]] = {"mean": _block(mean, core), "sd": _block(sd, core)}
         if self.layout.draws:
             blocks["draws"] = _standardised(draws, blocks["mean"], blocks["sd"], core, self.layout.draws, tile)
         if self.layout.levels:
@@ -180,10 +181,11 @@ class CubeStore:
 
     def write_failure(self, index: tuple[int, int], message: str) -> None:
         """Notes that a tile's task failed; `resume` tries it again."""
-        self.objects.put(f"status/failed/{index[0]}.{index[1]}.json", {"tile": list(index), "status": "FAILED", "message": message[:4000]})
+        document = {"tile": list(index), "status": "FAILED", "message": message[:4000]}
+        self.objects.put(f"status/failed/{index[0]}.{index[1]}.json", document)
 
     def finish(self) -> dict[str, int]:
-        """Gathers the records into `status`, `chi_square` and `looks` and consolidates the metadata; any time, any number of times."""
+        """Gathers the records into `status`, `chi_square` and `looks` and consolidates the metadata; may be repeated."""
         rows, cols = self.layout.tiles
         status = np.full((rows, cols), CODES["PENDING"], np.uint8)
         chi = np.full((len(self.layout.sensors), rows, cols), np.nan, np.float32)
@@ -258,7 +260,7 @@ class CubeStore:
             for name in self.layout.pixels():
                 block = np.asarray(self.group[name][..., tile.window[0], tile.window[1]])
                 if zlib.crc32(block.tobytes()) != sums[name]:
-                    return [Finding("damaged", tile.index, f"{name}: the checksum differs from the one recorded when it was written")]
+                    return [Finding("damaged", tile.index, f"{name}: the checksum is not the one of when it was written")]
         except (BaseZarrError, OSError, ValueError, KeyError, TypeError, RuntimeError, FusionError) as error:
             return [Finding("damaged", tile.index, f"cannot be read: {str(error)[:200]}")]
         return []

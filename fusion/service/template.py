@@ -1,4 +1,4 @@
-"""The cube's template: which arrays there are, how they are cut into shards, and the attributes that make them self-describing."""
+"""The cube's template: which arrays there are, how they are cut into shards, and the attributes that describe them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Layout:
         return max(d for d in range(1, min(CHUNK, self.core) + 1) if self.core % d == 0)
 
     def checked(self, tile: Tile) -> tuple[slice, slice]:
-        """The tile's window, refused unless it is a whole number of shards: a misaligned write corrupts its neighbours silently."""
+        """The tile's window, refused unless it is whole shards: a misaligned write corrupts its neighbours silently."""
         for window, size in zip(tile.window, self.cube.grid.shape, strict=True):
             whole = window.start % self.core == 0 and (window.stop % self.core == 0 or window.stop == size)
             if not (whole and 0 <= window.start < window.stop <= size):
@@ -101,7 +101,7 @@ class Layout:
             )
 
         plans = {
-            "mean": field_of((), (), "float32", np.nan, {"long_name": "posterior mean of the spectral components z", "units": "1"}),
+            "mean": field_of((), (), "float32", np.nan, {"long_name": "posterior mean of the components z", "units": "1"}),
             "sd": field_of((), (), "float32", np.nan, {"long_name": "posterior standard deviation of z", "units": "1"}),
         }
         if self.draws:
@@ -120,7 +120,8 @@ class Layout:
             "long_name": "how the tile ended", "flag_values": list(CODES.values()), "flag_meanings": " ".join(CODES),
         })
         plans["chi_square"] = ArrayPlan(
-            ("sensor", "tile_y", "tile_x"), seen, "float32", seen, None, np.nan, {"long_name": "reduced chi-square of a tile", "units": "1"}
+            ("sensor", "tile_y", "tile_x"), seen, "float32", seen, None, np.nan,
+            {"long_name": "reduced chi-square of a tile", "units": "1"},
         )
         plans["looks"] = ArrayPlan(
             ("sensor", "tile_y", "tile_x"), seen, "uint16", seen, None, 0, {"long_name": "scenes fused into a tile", "units": "1"}
@@ -140,11 +141,12 @@ def coordinates(layout: Layout) -> dict[str, tuple[tuple[str, ...], Any, dict[st
     cf = {k: v for k, v in crs.proj.to_cf().items() if isinstance(v, str | int | float | list)}
     found: dict[str, tuple[tuple[str, ...], Any, dict[str, Any]]] = {
         "time": (("time",), cube.calendar.times.astype("datetime64[us]").astype(np.int64), {
-            "standard_name": "time", "units": "microseconds since 1970-01-01T00:00:00", "calendar": "proleptic_gregorian", "axis": "T",
+            "standard_name": "time", "units": "microseconds since 1970-01-01T00:00:00", "calendar": "proleptic_gregorian",
+            "axis": "T",
         }),
         "y": (("y",), cube.grid.y, {"standard_name": "projection_y_coordinate", "units": "metre", "axis": "Y"}),
         "x": (("x",), cube.grid.x, {"standard_name": "projection_x_coordinate", "units": "metre", "axis": "X"}),
-        "component": (("component",), np.arange(cube.basis.rank, dtype=np.int32), {"long_name": "component of the spectral basis"}),
+        "component": (("component",), np.arange(cube.basis.rank, dtype=np.int32), {"long_name": "spectral component"}),
         "sensor": (("sensor",), np.array(layout.sensors, dtype=np.dtypes.StringDType()), {"long_name": "fused sensor"}),
         "spatial_ref": ((), np.int64(crs.epsg or 0), {
             **cf, "crs_wkt": crs.to_wkt(), "spatial_ref": crs.to_wkt(), "GeoTransform": f"{c} {a} {b} {f} {d} {e}",

@@ -15,7 +15,7 @@ import pystac
 
 from fusion.cube.cube import Cube
 from fusion.cube.grid import Tile
-from fusion.errors import FusionError, SceneError
+from fusion.errors import FusionError
 from fusion.infer.posterior import Status
 from fusion.observe.scene import Scene
 from fusion.observe.sensor import Sensor, sensor
@@ -33,7 +33,9 @@ Observe = Callable[[Scene, Sensor, Cube], Any]
 
 TILES = prometheus_client.Counter("fusion_tiles", "Tiles fused by this worker", ["status"])
 SCENES = prometheus_client.Counter("fusion_scenes", "Scene windows read by this worker", ["sensor", "outcome"])
-SECONDS = prometheus_client.Histogram("fusion_tile_seconds", "Wall time of a tile", ["part"], buckets=(1, 2, 5, 10, 20, 60, 300, 1800))
+SECONDS = prometheus_client.Histogram(
+    "fusion_tile_seconds", "Wall time of a tile", ["part"], buckets=(1, 2, 5, 10, 20, 60, 300, 1800)
+)
 """on the /metrics page of every worker, beside Dask's own"""
 
 
@@ -81,7 +83,9 @@ def fuse_tile(
     return {**_brief(written), "seconds": time.perf_counter() - began}
 
 
-def pilot_tile(url: str, fingerprint: str, index: tuple[int, int], *, fit: Fit | None = None, read_retries: int = 3) -> dict[str, Any]:
+def pilot_tile(
+    url: str, fingerprint: str, index: tuple[int, int], *, fit: Fit | None = None, read_retries: int = 3
+) -> dict[str, Any]:
     """Fits one tile of the sample from which the population of hyperparameters is learned; writes nothing but its summary."""
     from fusion.infer import summarise
 
@@ -100,7 +104,8 @@ def _committed(store: CubeStore, index: tuple[int, int]) -> set[tuple[int, int]]
 
 
 def _brief(record: dict[str, Any]) -> dict[str, Any]:
-    return {k: record.get(k) for k in ("tile", "status", "chi_square", "looks")} | {"failed": len(record.get("failed_scenes") or [])}
+    brief = {k: record.get(k) for k in ("tile", "status", "chi_square", "looks")}
+    return brief | {"failed": len(record.get("failed_scenes") or [])}
 
 
 def _fused(
@@ -120,7 +125,7 @@ def _fused(
     )
     core = (..., *tile.core)
     if not (np.isfinite(posterior.mean[core]).all() and np.isfinite(posterior.sd[core]).all()):
-        raise FusionError(f"tile {tile.index}: the engine returned values that are not finite; raise noise floors or report the tile")
+        raise FusionError(f"tile {tile.index}: the engine returned values that are not finite: raise the noise floors")
     status = posterior.status
     message = posterior.message
     if record["failed_scenes"] and status is Status.OK:
@@ -175,8 +180,8 @@ def read(facts: Sensor, document: Item, tile: Tile, retries: int) -> Scene:
         except MemoryError:
             raise
         except Exception as error:  # a sensor is a plug-in: whatever it raises costs one scene, not the job
-            passing = isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
-            if isinstance(error, SceneError) or not passing or attempt == retries:
+            lasting = isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError) or not isinstance(error, OSError)
+            if lasting or attempt == retries:
                 raise Unreadable(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}") from error
             log.info("%s scene %s: attempt %d failed (%s), trying again", facts.name, document["id"], attempt + 1, error)
             time.sleep(min(0.5 * 2**attempt, 20.0))
