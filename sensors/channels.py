@@ -1,7 +1,7 @@
 """Imaging spectrometers: what a file says of its channels, made trustworthy, and the Scene they give.
 
-Channels arrive with the file: in any order, in nanometres or micrometres, with or without widths, some of them empty or blind behind
-water vapour. Every repair is a note of the Scene.
+Channels arrive with the file: in any order, in nanometres or micrometres, with or without widths, some of them empty, some blind
+behind water vapour (NEON's own bad windows, 1340-1445 and 1790-1955 nm, lie inside those dropped here). Every repair is a note.
 """
 
 from __future__ import annotations
@@ -14,20 +14,15 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from fusion.cube.calendar import When
+from fusion.cube.spectrum import DROPPED, NODES, SHOULDERS, within
 from fusion.errors import SceneError
 from fusion.observe.scene import Scene, View
 from fusion.observe.sensor import Noise
 
-RANGE = (400.0, 2500.0)
-"""nm: the latent spectrum's nodes; channels outside it are not used"""
-DROPPED = ((1325.0, 1465.0), (1770.0, 1975.0))
-"""nm: water vapour absorbs nearly all light; contains NEON's own bad windows 1340-1445 and 1790-1955 (NEON.DOC.001288)"""
-SHOULDERS = ((900.0, 1000.0), (1100.0, 1180.0), (1260.0, 1325.0), (1465.0, 1500.0), (1975.0, 2080.0))
-"""nm: weaker water vapour and carbon dioxide; residuals of the atmospheric correction stay"""
 SHOULDER_FACTOR = 3.0
-"""on sigma in the shoulders"""
+"""on sigma in the shoulders of water vapour, where residuals of the atmospheric correction stay"""
 WIDTH_PER_STEP = 1.15
-"""FWHM per channel spacing where a file gives no widths: EMIT 1.14, AVIRIS-NG 1.16, NEON 1.17, AVIRIS-3 1.07 (their calibration files)"""
+"""FWHM per channel spacing where a file gives none: EMIT 1.14, AVIRIS-NG 1.16, NEON 1.17, AVIRIS-3 1.07 (calibration files)"""
 PLAUSIBLE = (-0.2, 2.0)
 """reflectance outside is a code, not a measurement"""
 
@@ -35,27 +30,27 @@ Array = NDArray[np.float64]
 
 
 def in_nanometres(values: Any, what: str, where: str, unit: str = "") -> tuple[Array, tuple[str, ...]]:
-    """(N,) nm, judged by size: a median of 0.2-3 is micrometres, 200-3000 nanometres; a note where the declared unit disagrees."""
+    """(N,) nm, judged by size: a median of 0.2-3 is micrometres, 200-3000 nanometres; a note where the declaration disagrees."""
     array = np.asarray(values, dtype=np.float64).ravel()
     middle = float(np.median(array)) if array.size and np.isfinite(array).all() else float("nan")
+    micro = unit.lower().startswith(("micro", "um", "µm"))
     if 200 <= middle <= 3000:
-        wrong = unit.lower().startswith(("micro", "um", "µm"))
-        return array, ((f"{what} declared in {unit}, their size says nanometres",) if wrong else ())
+        return array, ((f"{what} declared in {unit}, their size says nanometres",) if micro else ())
     if 0.2 <= middle <= 3:
-        right = unit.lower().startswith(("micro", "um", "µm"))
-        return array * 1000, (() if right else (f"{what} given in micrometres{' though declared ' + unit if unit else ''}: converted to nm",))
-    raise SceneError(f"{where}: {what} have a median of {middle:g}, neither nanometres nor micrometres: correct the file's header")
+        told = f"{what} in micrometres though declared in {unit}" if unit else f"{what} in micrometres, undeclared"
+        return array * 1000, (() if micro else (f"{told}: converted to nm",))
+    raise SceneError(f"{where}: {what} have a median of {middle:g}, neither nanometres nor micrometres: correct the header")
 
 
 def widths(fwhm: Any, centres: Array, where: str) -> tuple[Array, tuple[str, ...]]:
-    """(N,) FWHM in nm: the file's (micrometres if their median is below .2), else 1.15 x the local channel spacing, with a note."""
+    """(N,) FWHM in nm: the file's (micrometres if their median is below .2), else 1.15 x the local channel spacing and a note."""
     array = np.zeros(0) if fwhm is None else np.asarray(fwhm, dtype=np.float64).ravel()
     if array.size:
         if array.size != centres.size:
             raise SceneError(f"{where}: {array.size} widths for {centres.size} wavelengths: the header is damaged")
         array = array * 1000 if np.median(array) < 0.2 else array
         if not ((array > 0) & (array < 200)).all():
-            raise SceneError(f"{where}: channel widths from {array.min():g} to {array.max():g} nm are not credible: correct the header")
+            raise SceneError(f"{where}: channel widths of {array.min():g} to {array.max():g} nm cannot be: correct the header")
         return array, ()
     if centres.size < 2:
         raise SceneError(f"{where}: one channel without a width: give FWHM in the file")
@@ -65,19 +60,14 @@ def widths(fwhm: Any, centres: Array, where: str) -> tuple[Array, tuple[str, ...
     return WIDTH_PER_STEP * step, (f"no channel widths in the file: {WIDTH_PER_STEP} x the channel spacing is used",)
 
 
-def inside(centres: Array, windows: tuple[tuple[float, float], ...]) -> NDArray[np.bool_]:
-    """(N,) whether each wavelength lies in any of the closed windows."""
-    return np.any([(centres >= low) & (centres <= high) for low, high in windows], axis=0)
-
-
 def spectral_scene(
-    name: str, noise: Noise, item: pystac.Item, rho: NDArray[np.float32], centres: Array, fwhm: Array, geobox: GeoBox, when: When, *,
-    good: NDArray[np.bool_] | None = None, sigma: NDArray[np.float32] | None = None, view: View | None = None,
+    name: str, noise: Noise, item: pystac.Item, rho: NDArray[np.float32], centres: Array, fwhm: Array, geobox: GeoBox, when: When,
+    *, good: NDArray[np.bool_] | None = None, sigma: NDArray[np.float32] | None = None, view: View | None = None,
     notes: tuple[str, ...] = (),
 ) -> Scene:
     """The Scene of one look: channels sorted, blind and empty ones dropped, sigma = a + b rho, tripled on the shoulders.
 
-    rho: (N, H, W), NaN = no look. good: (N,) the file's own verdict. sigma: (N, H, W) the file's own uncertainty, used where larger.
+    rho: (N, H, W), NaN = no look. good: (N,) the file's own verdict. sigma: (N, H, W) its own uncertainty, used where larger.
     """
     told = list(notes)
     rho = np.where((rho >= PLAUSIBLE[0]) & (rho <= PLAUSIBLE[1]), rho, np.float32(np.nan)).astype(np.float32)
@@ -85,26 +75,34 @@ def spectral_scene(
     if blank.any():
         rho[:, blank] = np.nan
         told.append(f"{int(blank.sum())} pixels are zero in every channel: an undeclared fill, no look")
-    lowest, highest = (f(np.where(np.isfinite(rho), rho, other), axis=(1, 2)) for f, other in ((np.min, np.inf), (np.max, -np.inf)))
-    empty = (lowest == highest) & (highest <= 0)
-    use = (centres >= RANGE[0]) & (centres <= RANGE[1]) & ~inside(centres, DROPPED) & (True if good is None else good)
+    empty = _coded(rho)
+    use = (centres >= NODES[0]) & (centres <= NODES[-1]) & ~within(centres, DROPPED) & (True if good is None else good)
     if (empty & use).any():
-        told.append(f"{int((empty & use).sum())} channels are zero-coded and dropped: {', '.join(f'{c:.0f}' for c in centres[empty & use])} nm")
+        which = ", ".join(f"{c:.0f}" for c in centres[empty & use])
+        told.append(f"{int((empty & use).sum())} channels are zero-coded and dropped: {which} nm")
     order = np.argsort(centres, kind="stable")
     if (np.diff(centres) < 0).any():
         told.append("wavelengths do not increase (overlapping detectors): channels sorted")
     pick = order[(use & ~empty)[order]]
     if not pick.size:
-        raise SceneError(f"{name} scene {item.id}: no usable channel in {RANGE[0]:g}-{RANGE[1]:g} nm: check wavelengths and units")
+        raise SceneError(f"{name} scene {item.id}: no usable channel in {NODES[0]:g}-{NODES[-1]:g} nm: check the units")
     values, nm = rho[pick], centres[pick]
     level = noise.a + noise.b * np.clip(values, 0, None)
-    level *= np.where(inside(nm, SHOULDERS), SHOULDER_FACTOR, 1.0)[:, None, None]
+    level *= np.where(within(nm, SHOULDERS), SHOULDER_FACTOR, 1.0)[:, None, None]
     if sigma is not None:
         level = np.fmax(level, sigma[pick])
     return Scene(
         name, item.id, named(nm), values, level.astype(np.float32), geobox, when, view=view, centres=nm, fwhm=fwhm[pick],
         notes=tuple(dict.fromkeys(told)), simulated=bool(item.properties.get("fusion:simulated", False)),
     )
+
+
+def _coded(rho: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(N,) channels that hold one number, zero or less, wherever they hold any: a code, not ground."""
+    seen = np.isfinite(rho)
+    lowest = np.min(rho, axis=(1, 2), where=seen, initial=np.inf)
+    highest = np.max(rho, axis=(1, 2), where=seen, initial=-np.inf)
+    return np.asarray((lowest == highest) & (highest <= 0))
 
 
 def named(centres: Array) -> tuple[str, ...]:

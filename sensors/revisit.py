@@ -14,11 +14,12 @@ UTC date is the whole part of t_n + u D / (360 N).  Landsat's published rule, (d
 one larger on the paths behind UTC midnight, is this same statement: 16 paths westward are one orbit later.
 
 Sources.  WRS-2: 233 paths, 248 rows, 16 days, 98.2 degrees, path 1 at 64.6 W, descending node at 10.19 h local time (USGS
-Landsat handbooks; day constants c checked on 797 scene identifiers without an exception, centres within 4 km).  Sentinel-2: 143
-orbits, 10 days, 98.62 degrees, node of relative orbit 1 at 168.45 E (ESA; checked on 97 + 31 product names, the 2025 slots of 2A and 2C on
-17 of them).  Terra and Aqua fly the WRS-2 tracks: phases from two-line elements of 2011-2021 (five for Aqua, three for Terra) agree within .0004
-day, nodes within .1 path.  Neither keeps its track any more: Terra stopped its inclination manoeuvres in February 2020 and left its orbit in
-October 2022, Aqua manoeuvred last in March 2021 (modis.gsfc.nasa.gov), hence no angles after 2021.
+Landsat handbooks; day constants c checked on 797 scene identifiers without an exception, centres within 4 km).  Sentinel-2:
+143 orbits, 10 days, 98.62 degrees, node of relative orbit 1 at 168.45 E (ESA; checked on 128 product names, the 2025 slots of 2A
+and 2C on 20 of them).  Terra and Aqua fly the WRS-2 tracks: phases from two-line elements of 2011-2021 (five for Aqua, three for
+Terra) agree within .0004 day, nodes within .1 path.  Neither keeps its track any more: Terra stopped its inclination
+manoeuvres in February 2020 and left its orbit in October 2022, Aqua manoeuvred last in March 2021 (modis.gsfc.nasa.gov), hence
+no angles after 2021.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.errors import JobError
-from fusion.observe.sensor import Pass
+from fusion.observe.sensor import Pass, Revisit
 
 EARTH_KM = 6371.0
 FLATTENING = 1 / 298.257223563
@@ -101,7 +102,7 @@ class Orbit:
         return 2 * EARTH_KM * np.arcsin(chord.min(axis=1) / 2), nearest
 
     def _view_zenith(self, km: float) -> float:
-        """Degrees: angle at the ground for a distance from the track, tan(scan) = sin g / (1 + h/R - cos g), zenith = scan + g."""
+        """Degrees, from the distance to the track: tan(scan) = sin g / (1 + h/R - cos g), zenith = scan + g."""
         g = km / EARTH_KM
         return float(np.degrees(g + np.arctan2(np.sin(g), 1 + self.altitude / EARTH_KM - np.cos(g))))
 
@@ -116,9 +117,9 @@ class Orbit:
 
 @dataclass(frozen=True)
 class Plan:
-    """Several orbits as one calendar (successive slots of one satellite, or a constellation), the nearest pass of each day."""
+    """Several calendars as one (successive slots of a satellite, a constellation): the nearest pass of each day."""
 
-    orbits: tuple[Orbit, ...]
+    orbits: tuple[Revisit, ...]
     adrift: date | None = None
     """from this day on the satellite passes daily at angles that no repeat cycle predicts"""
 
@@ -167,7 +168,7 @@ def _unit(longitude: Any, latitude: Any) -> NDArray[np.float64]:
 
 
 def _sun_is_up(lon: float, lat: float, when: float) -> bool:
-    """Whether reflected light can be seen: low-precision solar position (declination within half a degree), one degree of slack."""
+    """Whether there is light to reflect: solar position to half a degree, one degree of slack."""
     declination = np.radians(-23.44 * np.cos(2 * np.pi * ((when - date(2000, 12, 21).toordinal()) % 365.2422) / 365.2422))
     hour = np.radians((when % 1) * 360 + lon - 180)
     height = np.sin(np.radians(lat)) * np.sin(declination) + np.cos(np.radians(lat)) * np.cos(declination) * np.cos(hour)
@@ -184,7 +185,7 @@ def _sentinel2(letter: str, slot: float, first: date, last: date | None, note: s
     return Orbit(f"sentinel-2{letter}", 10, 143, 98.62, 168.45, node % 10, 145.0, 786.0, first, last, note=note)
 
 
-LANDSAT = {
+LANDSAT: dict[int, Revisit] = {
     4: _landsat(4, 2, date(1982, 8, 22), date(1993, 12, 14)),
     5: _landsat(5, 10, date(1984, 3, 16), date(2012, 5, 5)),
     7: Plan((
@@ -194,10 +195,10 @@ LANDSAT = {
     8: _landsat(8, 10, date(2013, 5, 1), None),
     9: _landsat(9, 2, date(2021, 11, 1), None),
 }
-"""By number.  The rule holds while a satellite keeps WRS-2: Landsat 8 from May 2013 (a scene of 19 April is a whole path off), Landsat 9
-from November 2021, Landsat 7 until April 2022."""
+"""By number.  The rule holds while a satellite keeps WRS-2: Landsat 8 from May 2013 (a scene of 19 April is a whole path off),
+Landsat 9 from November 2021, Landsat 7 until April 2022."""
 
-SENTINEL_2 = {
+SENTINEL_2: dict[str, Revisit] = {
     "a": Plan((
         _sentinel2("a", 0.0, date(2015, 6, 27), date(2025, 1, 21)),
         _sentinel2("a", 2.0, date(2025, 3, 13), None, "extension campaign: only part of the passes is acquired"),
@@ -207,9 +208,6 @@ SENTINEL_2 = {
 }
 """By letter.  Sentinel-2C took the slot of 2A in January 2025; 2A now flies two days behind it."""
 
-_TRACK_KEPT = date(2021, 12, 31)
-TERRA = Plan((Orbit("terra", 16, 233, 98.2, -64.6, 9.6170, 1165.0, 705.0, date(2000, 2, 24), _TRACK_KEPT),), date(2022, 1, 1))
-AQUA = Plan(
-    (Orbit("aqua", 16, 233, 98.2, -65.357, 7.7478, 1165.0, 705.0, date(2002, 7, 4), _TRACK_KEPT, ascending=True),), date(2022, 1, 1)
-)
-"""MODIS: 2330 km swath; scan angles to 55 degrees, view zenith to 65.5."""
+_MODIS: dict[str, Any] = {"half_swath": 1165.0, "altitude": 705.0, "last": date(2021, 12, 31)}  # view zenith to 65.5 degrees
+TERRA = Plan((Orbit("terra", 16, 233, 98.2, -64.6, 9.6170, first=date(2000, 2, 24), **_MODIS),), adrift=date(2022, 1, 1))
+AQUA = Plan((Orbit("aqua", 16, 233, 98.2, -65.357, 7.7478, first=date(2002, 7, 4), ascending=True, **_MODIS),), date(2022, 1, 1))
