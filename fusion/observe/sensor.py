@@ -66,6 +66,19 @@ class Pass:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Compositing:
+    """How a product makes one value from the clear looks of several days, counted from the day of its `Pass`."""
+
+    first: int
+    last: int
+    """inclusive"""
+    decay_days: float = float("inf")
+    """days are weighted by exp(-|day - pass day| / decay_days)"""
+    one_day: bool = False
+    """each pixel takes one of the days and says which (MOD09A1); otherwise it is the weighted mean"""
+
+
 Read = Callable[[pystac.Item, Grid], Scene]
 Write = Callable[[Scene, Path], pystac.Item]
 Revisit = Callable[[float, float, date, date], list[Pass]]
@@ -107,6 +120,8 @@ class Sensor:
     native: Native | None = None
     """(window) -> the sensor's own pixels (its CRS, its grid alignment) that cover the window; used by simulation.
     None = north-up pixels of size `pixel` in the window's CRS"""
+    compositing: Compositing | None = None
+    """None = every look is one instant"""
     example_channels: tuple[tuple[float, float], ...] = ()
     """(centre, fwhm) nm of a typical file, for spectrometers: display, planning and simulation only"""
 
