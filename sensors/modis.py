@@ -20,7 +20,7 @@ from fusion.cube.grid import Grid
 from fusion.errors import SceneError
 from fusion.observe.psf import PSF, scan_growth
 from fusion.observe.scene import Scene, View
-from fusion.observe.sensor import Band, Collection, Noise, Sensor
+from fusion.observe.sensor import Band, Collection, Compositing, Noise, Sensor
 from sensors import modis_files, revisit
 from sensors.hdfeos import CELL, layers, native
 from sensors.reading import Flag, Plane, Storage, assemble, calibrate, judge, onto, reach_of
@@ -180,7 +180,7 @@ MCD43A4 = Sensor(
     revisit=revisit.Composite(8, date(2000, 2, 24), "16-day window around this day; the archive repeats it daily"),
     offset_sd=0.008, discrepancy_sd=0.02, discrepancy_days=16.0, lifetime=TERRA_LIFE,
     collections=(Collection(PLANETARY, "modis-43A4-061"), Collection(CMR, "MCD43A4_061")),
-    write=modis_files.write_nbar, native=native,
+    write=modis_files.write_nbar, native=native, compositing=Compositing(-8, 7, DAYS_DECAY),
     sources=(
         *SOURCES,
         "window: observations weighted by quality, coverage and distance from day 9 (product abstract); decay 8 days chosen",
@@ -204,6 +204,7 @@ def _surface(name: str, title: str, aqua: bool, daily: bool, days: float, offset
         revisit=orbit if daily else revisit.Composite(8, (AQUA_LIFE if aqua else TERRA_LIFE)[0], "best day of eight, per pixel"),
         offset_sd=offset_sd, discrepancy_sd=0.02, discrepancy_days=days, lifetime=AQUA_LIFE if aqua else TERRA_LIFE,
         collections=homes, write=modis_files.write_daily if daily else modis_files.write_8day, native=native,
+        compositing=None if daily else Compositing(0, 7, one_day=True),
         sources=(*SOURCES, "offset: aerosol errors of .003-.018 per band (modis-sr.ltdri.org), more for one uncorrected view"),
     )
 

@@ -19,7 +19,7 @@ from fusion.cube.grid import Grid
 from fusion.errors import SceneError
 from fusion.observe.psf import PSF
 from fusion.observe.scene import Scene
-from fusion.observe.sensor import Band, Collection, Noise, Sensor
+from fusion.observe.sensor import Band, Collection, Compositing, Noise, Sensor
 from sensors import revisit
 from sensors.hdfeos import CELL, Layer, layers, native, sinusoidal, write_hdf5
 from sensors.modis_files import sixteen_days
@@ -97,7 +97,7 @@ def _sensor(
         name, f"VIIRS Suomi NPP {title} ({short})", bands, BLUR, CELL, read=partial(read, name, bands, storage), revisit=plan,
         offset_sd=offset_sd, discrepancy_sd=0.02, discrepancy_days=days, lifetime=(date(2012, 1, 19), None),
         collections=(Collection("https://cmr.earthdata.nasa.gov/stac/LPCLOUD", f"{short}_002"),), sources=SOURCES,
-        write=partial(write, storage), native=native,
+        write=partial(write, storage), native=native, compositing=Compositing(-8, 7, 8.0) if storage is NBAR else None,
     )
 
 
