@@ -79,8 +79,8 @@ def private(host: str) -> bool:
     if host in ("", "localhost") or host.endswith((".localhost", ".local", ".internal")):
         return True
     try:
-        if (re.fullmatch(r"[0-9a-fx.]+", host) and "." not in host) or re.fullmatch(r"(0x[0-9a-f]+|\d+)(\.(0x[0-9a-f]+|\d+)){0,2}", host):
-            return True  # the integer and short spellings of an IPv4 address, which name resolvers still accept
+        if SHORT_IPV4.fullmatch(host):
+            return True
         return not ipaddress.ip_address(host).is_global
     except ValueError:
         return any(part.startswith("0x") for part in host.split("."))

@@ -18,6 +18,8 @@ from fusion.cube.grid import Tile
 from fusion.errors import StoreError
 from fusion.infer.posterior import Status
 
+CODECS: list[Any] = [BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()]
+"""of every chunk; the checksum makes any Zarr reader refuse a damaged one"""
 DRAW_STEP = 1 / 256
 """one step of a stored draw, in posterior sd"""
 CODES = {**{status.name: code for code, status in enumerate(Status)}, "FAILED": 254, "PENDING": 255}
@@ -194,15 +196,15 @@ def write_template(store: zarr.abc.store.Store, layout: Layout, about: Mapping[s
         title = {"Conventions": "CF-1.11", "title": "Fused latent surface-reflectance cube", "fusion": dict(about)}
         group.attrs.put({**title, **conventions(layout.cube)})
         for name, plan in layout.arrays().items():
-            codecs: list[Any] = [BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()]
-            group.require_array(
-                name, shape=plan.shape, dtype=plan.dtype, chunks=plan.chunks, shards=plan.shards, compressors=codecs,
-                fill_value=plan.fill, dimension_names=plan.dims, attributes=plan.attrs,
-            )
+            if name not in group:
+                group.create_array(
+                    name, shape=plan.shape, dtype=plan.dtype, chunks=plan.chunks, shards=plan.shards, compressors=CODECS,
+                    fill_value=plan.fill, dimension_names=plan.dims, attributes=plan.attrs,
+                )
         for name, (dims, values, attrs) in coordinates(layout).items():
             array = np.asarray(values)
-            made = group.require_array(
-                name, shape=array.shape, dtype=str if array.dtype.kind == "T" else array.dtype, chunks=array.shape,
-                dimension_names=dims, attributes=attrs,
+            kind: Any = str if array.dtype.kind == "T" else array.dtype
+            made: Any = group[name] if name in group else group.create_array(
+                name, shape=array.shape, dtype=kind, chunks=array.shape, dimension_names=dims, attributes=attrs
             )
             made[...] = array
