@@ -50,9 +50,6 @@ def inside(box: GeoBox, margin: int) -> Grid:
     return Grid(GeoBox((rows - 2 * margin, cols - 2 * margin), t * Affine.translation(margin, margin), box.crs))
 
 
-UTM_GRID = inside(UTM, 10)
-
-
 def plane_of(values: object, **declared: object) -> Plane:
     array = np.atleast_2d(np.array(values))
     return Plane(array, UTM[: array.shape[0], : array.shape[1]], href="a.tif", **declared)
@@ -130,8 +127,9 @@ def test_georeferencing_is_recovered_from_the_item_and_noted(tmp_path: Path) -> 
     assert len(found.notes) == 2
     row, col = (round(v) for v in reversed(~UTM.transform * (found.geobox.transform.c, found.geobox.transform.f)))
     assert np.array_equal(found.values, values[row : row + found.values.shape[0], col : col + found.values.shape[1]])
+    lost = item_of({"red": str(tmp_path / "bare.tif")}, **{"proj:code": "EPSG:32613"})
     with pytest.raises(SceneError, match="proj:transform"):
-        planes(item_of({"red": str(tmp_path / "bare.tif")}, **{"proj:code": "EPSG:32613"}), {"red": ("red",)}, UTM_GRID, 0.0, WHERE)
+        planes(lost, {"red": ("red",)}, inside(UTM, 10), 0.0, WHERE)
 
 
 def test_stac_declarations_stand_in_for_silent_files(tmp_path: Path) -> None:
@@ -249,8 +247,9 @@ def test_a_coarse_layer_is_looked_up_at_fine_centres() -> None:
 
 def test_the_scene_has_the_noise_of_its_bands_and_one_mask() -> None:
     bands = (
-        Band("red", Response.gaussian(660, 20.0), Noise(0.01, 0.1)), Band("nir08", Response.gaussian(860, 20.0), Noise(0.02, 0.0)),
-    )  # fmt: skip
+        Band("red", Response.gaussian(660, 20.0), Noise(0.01, 0.1)),
+        Band("nir08", Response.gaussian(860, 20.0), Noise(0.02, 0.0)),
+    )
     rho = np.array([[[0.2, -0.01]], [[0.4, np.nan]]], dtype=np.float32)
     scene = assemble("camera", bands, item_of({}, **{"fusion:simulated": True}), rho, UTM[:1, :2], instant(item_of({})),
                      keep=np.array([[True, True]]), inflate=np.array([[2.0, 3.0]], dtype=np.float32))  # fmt: skip
