@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -35,7 +36,9 @@ def open_cube(url: str, *, storage_options: dict[str, Any] | None = None) -> xr.
     mean + sd * draws, status per tile. Raises StoreError if there is no cube at the address.
     """
     try:
-        dataset = xr.open_zarr(url, storage_options=storage_options, chunks={})
+        with warnings.catch_warnings():  # a job that still runs has no consolidated metadata yet: slower to open, as good to read
+            warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolidated metadata")
+            dataset = xr.open_zarr(url, storage_options=storage_options, chunks={})
     except (FileNotFoundError, KeyError, ValueError, OSError) as error:
         raise StoreError(
             f"no cube can be opened at {url}: {error}. Give the folder or bucket that `fusion run` wrote"
