@@ -75,10 +75,11 @@ def check_sensor(
 
 def default_window(one: Sensor) -> Grid:
     """A dozen native pixels at `PLACE`, latent pixels a quarter of their size (at least a quarter metre)."""
-    edge = 12 * float(one.pixel)
+    pixel = min(max(float(one.pixel), 0.25), 5000.0)  # a nonsensical one fails its own law, not the others
+    edge = 12 * pixel
     lon, lat = PLACE
     half = (edge / 2 / (111_320 * np.cos(np.radians(lat))), edge / 2 / 111_320)
-    return Grid.from_bbox((lon - half[0], lat - half[1], lon + half[0], lat + half[1]), resolution=max(one.pixel / 4, 0.25))
+    return Grid.from_bbox((lon - half[0], lat - half[1], lon + half[0], lat + half[1]), resolution=max(pixel / 4, 0.25))
 
 
 def table(name: str, checks: tuple[Check, ...]) -> Table:
