@@ -32,13 +32,13 @@ Rows = dict[str, NDArray[Any]]
 
 MOST = {"place": 24, "object": 40, "pixel": 96}
 """probes of each small scale"""
-LOOKS = 96
-"""looks of one probe at most; more are thinned to a random run of consecutive ones"""
+LOOKS = 40
+"""looks of one probe at most: more are dealt out to several probes (scene, class) or thinned (the others)"""
 SMALL = 24
 """probes with at most this many looks are computed apart from the larger ones"""
 FLOOR = 1e-4
 """share of the signal's variance that no mean of many pixels is trusted beyond: keeps float32 factors sound"""
-PER_LOOK = ("value", "response", "seen", "tau", "sensor", "noise", "fixed", "offset")
+PER_LOOK = ("value", "seen", "tau", "sensor", "noise", "fixed", "offset")
 CLEAR = 0.3
 """a channel that responds to its own component with less than this share is left out"""
 
@@ -51,7 +51,7 @@ class Probes:
     value: Array
     """(J, n, K) channel values"""
     response: Array
-    """(J, n, K, K) of each channel to each canonical component"""
+    """(J, K, K, n, n): g_nki g_mki, g the response of channel k to canonical component i"""
     seen: Array
     """(J, n, K) 1 = used, 0 = padding"""
     gram: Array
@@ -178,16 +178,26 @@ def _mean_day(tau: Array, weight: Array) -> Array:
     return jnp.einsum("nhw,nhwt->nt", weight, tau) / jnp.maximum(weight.sum((1, 2)), 1e-12)[:, None]
 
 
-def _one(parts: list[Rows], gram: NDArray[Any], looks: Sequence[Looks], strength: NDArray[Any], start: float, least: int) -> Rows | None:
-    """The arrays of one probe over the looks that see it; None where fewer than `least` do. start: in [0, 1), see LOOKS."""
+def _deal(picked: NDArray[np.intp], scale: str, rng: np.random.Generator) -> list[NDArray[np.intp]]:
+    """Looks in order of time -> hands of at most LOOKS: interleaved and all used at the large scales, else one run or one comb."""
+    if picked.size <= LOOKS:
+        return [picked] if picked.size >= (1 if scale == "scene" else 2) else []
+    stride = -(-picked.size // LOOKS)
+    if scale in ("scene", "class"):
+        return [picked[i::stride] for i in range(stride)]
+    if rng.random() < 0.5:
+        return [picked[int(rng.integers(stride)) :: stride]]
+    first = int(rng.integers(picked.size - LOOKS + 1))
+    return [picked[first : first + LOOKS]]
+
+
+def _rows(
+    parts: list[Rows], gram: NDArray[Any], looks: Sequence[Looks], strength: NDArray[Any], scale: str, rng: np.random.Generator
+) -> Iterator[Rows]:
+    """The arrays of one probe over the looks that see it, one set for each hand of looks."""
     picked = np.flatnonzero(np.concatenate([p["good"] for p in parts]))
-    if picked.size < least:
-        return None
     days = np.concatenate([np.asarray(series.days) for series in looks])
     picked = picked[np.argsort(days[picked], kind="stable")]
-    if picked.size > LOOKS:
-        first = int(start * (picked.size - LOOKS + 1))
-        picked = picked[first : first + LOOKS]
     amount = np.maximum(np.einsum("lnn,l->n", gram, strength), 1e-12)
     counts = [len(p["good"]) for p in parts]
     series = [
@@ -197,12 +207,14 @@ def _one(parts: list[Rows], gram: NDArray[Any], looks: Sequence[Looks], strength
     overlap = scipy.linalg.block_diag(*(p["overlap"] for p in parts))
     stated = np.repeat([float(s.discrepancy[1]) for s in looks], counts)
     gain, error = _between(series, "gains"), _between(series, "errors")
-    square = np.ix_(picked, picked)
-    return {
-        **{name: np.concatenate([s[name] for s in series])[picked] for name in PER_LOOK},
-        "gram": gram[:, *square], "gain": gain[:, *square], "discrepancy": (error * overlap)[:, *square],
-        "lag": (np.abs(days[:, None] - days[None, :]) / np.sqrt(np.outer(stated, stated)))[square],
-    }
+    lag = np.abs(days[:, None] - days[None, :]) / np.sqrt(np.outer(stated, stated))
+    for hand in _deal(picked, scale, rng):
+        rows = {name: np.concatenate([s[name] for s in series])[hand] for name in (*PER_LOOK, "response")}
+        response = rows.pop("response")
+        yield {
+            **rows, "response": np.einsum("nki,mki->kinm", response, response),
+            **{n: v[..., hand[:, None], hand] for n, v in (("gram", gram), ("gain", gain), ("discrepancy", error * overlap), ("lag", lag))},
+        }
 
 
 def _between(series: list[Rows], name: str) -> NDArray[Any]:
@@ -230,8 +242,10 @@ def _channels(seen: Rows, series: Looks, amount: NDArray[Any]) -> Rows:
     weighted = np.swapaxes(colour / variance[:, :, None], 1, 2)
     project = np.linalg.solve(weighted @ colour + np.eye(colour.shape[2]) / amount[:, None, None], weighted)
     own = np.einsum("nkb,nbk->nk", project, colour)  # share of each component that its channel keeps
-    project /= np.sqrt(np.maximum(np.einsum("nkb,nb->nk", project**2, variance), 1e-30))[..., None]  # unit noise: float32 is enough
-    spread = {name: np.einsum("nkb,nb->nk", project**2, live * v) for name, v in (("noise", white), ("fixed", fixed), ("offset", offset))}
+    unit = np.sqrt(np.maximum(np.einsum("nkb,nb->nk", project**2, variance), 1e-30))
+    project /= unit[..., None]  # noise of about one, for which float32 is enough
+    sources = {"noise": white, "fixed": fixed, "offset": offset}
+    spread = {name: np.einsum("nkb,nb->nk", project**2, live * v) for name, v in sources.items()}
     return {
         **spread, "value": np.einsum("nkb,nb->nk", project, seen["value"]), "response": project @ colour,
         "seen": (own > CLEAR).astype(np.float64), "tau": seen["tau"], "gains": project * (live * seen["gain"])[:, None],
@@ -244,18 +258,18 @@ def probe(looks: Sequence[Looks], hierarchy: Hierarchy, hyper: Hyper, seed: int 
 
     hyper: a guess of theta, which only sets how bands are weighed into channels.
     """
-    rng = np.random.default_rng(seed)
-    small: list[tuple[str, Rows]] = []
-    large: list[tuple[str, Rows]] = []
     if not looks:
         return ()
+    rng = np.random.default_rng(seed)
     strength = np.mean(np.asarray(hyper.sd) ** 2, axis=1)
+    fine = tuple(series for series in looks if not series.coarse)
+    found: list[tuple[str, Rows]] = []
     for scale, plus, minus in contrasts(hierarchy, seed):
-        parts, gram = jax.device_get(_see(tuple(looks), hierarchy.spaces, plus, minus))
-        found = _one(parts, gram, looks, strength, float(rng.random()), 1 if scale == "scene" else 2)
-        if found is not None:
-            (small if len(found["value"]) <= SMALL else large).append((scale, found))
-    return tuple(_stack(batch) for batch in (small, large) if batch)
+        able = fine if fine and scale in ("object", "pixel") else tuple(looks)
+        parts, gram = jax.device_get(_see(able, hierarchy.spaces, plus, minus))
+        found += [(scale, rows) for rows in _rows(parts, gram, able, strength, scale, rng)]
+    batches = [f for f in found if len(f[1]["value"]) <= SMALL], [f for f in found if len(f[1]["value"]) > SMALL]
+    return tuple(_stack(batch) for batch in batches if batch)
 
 
 def _stack(batch: list[tuple[str, Rows]]) -> Probes:
@@ -263,8 +277,10 @@ def _stack(batch: list[tuple[str, Rows]]) -> Probes:
     size = -(-max(len(b["value"]) for _, b in batch) // 8) * 8
 
     def pad(name: str, array: NDArray[Any]) -> NDArray[Any]:
-        short, rest = size - array.shape[0 if name in PER_LOOK else -1], array.ndim - 1
-        return np.pad(array, [(0, short), *[(0, 0)] * rest] if name in PER_LOOK else [*[(0, 0)] * (rest - 1), (0, short), (0, short)])
+        rest = array.ndim - 1
+        if name in PER_LOOK:
+            return np.pad(array, [(0, size - array.shape[0]), *[(0, 0)] * rest])
+        return np.pad(array, [*[(0, 0)] * (rest - 1), *[(0, size - array.shape[-1])] * 2])
 
     arrays = {
         name: jnp.asarray(np.stack([pad(name, b[name]) for _, b in batch]), jnp.int32 if name == "sensor" else jnp.float32)

@@ -11,7 +11,7 @@ from odc.geo.geobox import GeoBox
 
 from fusion.cube.calendar import Instant, PixelDay, centre_of
 from fusion.cube.cube import Cube
-from fusion.cube.spectrum import Response
+from fusion.cube.response import DROPPED, Response, within
 from fusion.errors import SceneError, SensorError
 from fusion.observe.aggregate import FINER, aggregate, pixel_on
 from fusion.observe.footprint import footprint
@@ -22,8 +22,8 @@ from fusion.observe.scene import Scene, View
 from fusion.observe.sensor import Band, Sensor
 from fusion.observe.spectral import Channels, reduce_channels
 
-WATER = ((1325.0, 1465.0), (1770.0, 1975.0))
-"""nm: water-vapour windows without ground signal (air transmits < 10 %)"""
+INSIDE = 0.95
+"""least share of a channel's response within the wavelengths of the basis"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,14 +226,17 @@ def _channels(
         raise SceneError(f"{where}: channel centres without widths: give fwhm in nm")
     if np.max(scene.centres) < 100:
         raise SceneError(f"{where}: channel centres reach only {np.max(scene.centres):.3g}: are they micrometres? give nm")
-    dry = np.all([(scene.centres < low) | (scene.centres > high) for low, high in WATER], axis=0)
-    use = dry & (scene.centres >= basis.wavelengths[0]) & (scene.centres <= basis.wavelengths[-1])
+    responses = tuple(Response.gaussian(c, f) for c, f in zip(scene.centres, scene.fwhm, strict=True))
+    use = ~within(scene.centres, DROPPED)
+    if not basis.discrete:
+        use &= np.array([r.inside(basis.wavelengths) >= INSIDE for r in responses])
     if not use.any():
         low, high = basis.wavelengths[[0, -1]]
         raise SceneError(f"{where}: no channel between {low:.0f} and {high:.0f} nm outside the water-vapour windows")
-    responses = tuple(Response.gaussian(c, f) for c, f in zip(scene.centres[use], scene.fwhm[use], strict=True))
+    responses = tuple(r for r, keep in zip(responses, use, strict=True) if keep)
+    own = basis.offset(scene.id, responses)[:, None, None]  # what the basis learned of this acquisition's own error
     names = tuple(name for name, keep in zip(scene.bands, use, strict=True) if keep)
-    return reduce_channels(names, values[use], precision[use], scene.centres[use], responses, basis, sensor.offset_sd)
+    return reduce_channels(names, values[use] - own, precision[use], scene.centres[use], responses, basis, sensor.offset_sd)
 
 
 def _partial(channels: Channels, share: NDArray[np.float64], spread: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ and the weight of a latent pixel is the Fourier series of that product: spectral
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -78,13 +79,13 @@ def scan_growth(zenith: Array) -> tuple[Array, Array]:
     return track / np.cos(view), track
 
 
+@cache
 def composite_growth() -> tuple[float, float]:
     """Root-mean-square growth of a composite's looks: cross-track positions uniform out to `COMPOSITE_ZENITH`."""
-    view = np.linspace(0.0, COMPOSITE_ZENITH, 181)
-    theta = np.arcsin(EARTH_RADIUS / (EARTH_RADIUS + ALTITUDE) * np.sin(np.radians(view)))
-    share = np.gradient(np.radians(view) - theta)  # ground distance per degree of view zenith
-    scan, track = scan_growth(view)
-    return float(np.sqrt(np.average(scan**2, weights=share))), float(np.sqrt(np.average(track**2, weights=share)))
+    view = np.linspace(0.0, COMPOSITE_ZENITH, 4001)
+    ground = np.radians(view) - np.arcsin(EARTH_RADIUS / (EARTH_RADIUS + ALTITUDE) * np.sin(np.radians(view)))
+    mean = [float(np.trapezoid(growth**2, ground) / ground[-1]) for growth in scan_growth(view)]
+    return float(np.sqrt(mean[0])), float(np.sqrt(mean[1]))
 
 
 def aligned_mass(offset: Array, cell: float, pixel: float, sd: float) -> Array:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.cube.spectrum import Response, SpectralBasis
+from fusion.cube.response import Response
+from fusion.cube.spectrum import SpectralBasis
 
 HAZE_LENGTH = 200.0
 """nm: correlation length of an acquisition's offset spectrum (aerosol and calibration errors are spectrally smooth)"""
@@ -52,7 +53,7 @@ def reduce_channels(
     if not kept.any():
         kept[:] = True
     data, precision, seen, centres = data[kept], precision[kept], seen[kept], centres[kept]
-    weights = np.stack([r.on(basis.wavelengths) for r, k in zip(responses, kept, strict=True) if k])
+    weights = basis.weights([r for r, k in zip(responses, kept, strict=True) if k])
     colour, mean = weights @ basis.components, weights @ basis.mean
     residual = (weights * basis.residual_var) @ weights.T
     distance = np.abs(centres[:, None] - centres)

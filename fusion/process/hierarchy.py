@@ -29,6 +29,8 @@ from fusion.process.space import Objects, Pixels, Smooth, Weights
 
 LEVELS = ("scene", "class", "object", "place", "pixel")
 PARTS = ("static", "annual", "smooth", "rough")
+RANKS = {"class": 12, "object": 8, "place": 6, "pixel": 8}
+"""temporal functions per level: individuals deviate smoothly, populations carry the sharp dynamics"""
 REACH = 3.0
 """no hyperparameter moves further than this many prior standard deviations (in log) from its median"""
 
@@ -145,7 +147,7 @@ class Factors:
     scene: Array
     """(K, T, T) sd_k L"""
     coefficient: dict[str, Array]
-    """level -> (K, R, R) sd_k L_l, for class, object, place, pixel"""
+    """level -> (K, R_l, R_l) sd_k L_l, for class, object, place, pixel"""
 
 
 @register_dataclass
@@ -167,6 +169,8 @@ class Hierarchy:
     """(Y,) global row of each pixel row: the key of random fields"""
     cols: Array
     """(X,)"""
+    ranks: tuple[tuple[str, int], ...] = field(metadata={"static": True})
+    """(level, R_l): a level lives in the first R_l functions of Psi"""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -175,10 +179,9 @@ class Hierarchy:
 
     @property
     def white_shapes(self) -> dict[str, tuple[int, ...]]:
-        """level -> shape of its white coefficients: scene (K, T), others (K, R, m)."""
+        """level -> shape of its white coefficients: scene (K, T), others (K, R_l, m)."""
         steps, rank, _, _ = self.shape
-        width = self.temporal.shape[1]
-        return {"scene": (rank, steps), **{name: (rank, width, space.size) for name, space in self.spaces.items()}}
+        return {"scene": (rank, steps), **{name: (rank, width, self.spaces[name].size) for name, width in self.ranks}}
 
     def covariance(self, hyper: Hyper, level: str) -> Array:
         """(T, T) the level's temporal covariance for unit sd (before it is seen in the span of Psi)."""
@@ -193,25 +196,27 @@ class Hierarchy:
             jitter = 1e-5 * jnp.trace(matrix) / matrix.shape[0]
             return sd[:, None, None] * jnp.linalg.cholesky(matrix + jitter * jnp.eye(matrix.shape[0]))[None]
 
-        inside = {
-            name: root(self.temporal.T @ self.covariance(hyper, name) @ self.temporal, hyper.sd[LEVELS.index(name)])
-            for name in self.spaces
-        }
+        inside = {}
+        for name, width in self.ranks:
+            basis = self.temporal[:, :width]
+            inside[name] = root(basis.T @ self.covariance(hyper, name) @ basis, hyper.sd[LEVELS.index(name)])
         return Factors(root(self.covariance(hyper, "scene"), hyper.sd[0]), inside)
 
     def coefficients(self, white: Mapping[str, Array], factors: Factors) -> tuple[Array, Array]:
         """(m (K, T), c (K, R, Y, X)): the scene mean and the coefficient planes of all deviations."""
         mean = jnp.einsum("kts,ks->kt", factors.scene, white["scene"])
-        planes = sum(
-            space.spread(jnp.einsum("kqr,krm->kqm", factors.coefficient[name], white[name])) for name, space in self.spaces.items()
-        )
-        return mean, jnp.asarray(planes)
+        _, rank, *shape = self.shape
+        planes = jnp.zeros((rank, self.temporal.shape[1], *shape))
+        for name, width in self.ranks:
+            units = jnp.einsum("kqr,krm->kqm", factors.coefficient[name], white[name])
+            planes = planes.at[:, :width].add(self.spaces[name].spread(units))
+        return mean, planes
 
     def transpose(self, mean: Array, planes: Array, factors: Factors) -> dict[str, Array]:
         """The transpose of `coefficients`: (K, T), (K, R, Y, X) -> white coefficients."""
         out = {"scene": jnp.einsum("kts,kt->ks", factors.scene, mean)}
-        for name, space in self.spaces.items():
-            out[name] = jnp.einsum("kqr,kqm->krm", factors.coefficient[name], space.gather(planes))
+        for name, width in self.ranks:
+            out[name] = jnp.einsum("kqr,kqm->krm", factors.coefficient[name], self.spaces[name].gather(planes[:, :width]))
         return out
 
     def canonical(self, mean: Array, planes: Array) -> Array:
@@ -226,9 +231,9 @@ class Hierarchy:
         """level -> (T, K, Y, X) prior variance of x, broadcastable."""
         factors = self.factors(hyper)
         out = {"scene": jnp.einsum("kts,kts->tk", factors.scene, factors.scene)[:, :, None, None]}
-        for name, space in self.spaces.items():
-            time = jnp.einsum("tr,krq->tkq", self.temporal, factors.coefficient[name])
-            out[name] = (time**2).sum(-1)[:, :, None, None] * square(space)[None, None]
+        for name, width in self.ranks:
+            time = jnp.einsum("tr,krq->tkq", self.temporal[:, :width], factors.coefficient[name])
+            out[name] = (time**2).sum(-1)[:, :, None, None] * square(self.spaces[name])[None, None]
         return out
 
     def prior_sd(self, hyper: Hyper) -> Array:
@@ -264,14 +269,14 @@ def canonical_mixing(prior: NDArray[np.floating], colour: NDArray[np.floating]) 
 
 def build(
     days: NDArray[np.floating], prior: NDArray[np.floating], colour: NDArray[np.floating], memberships: NDArray[np.floating],
-    labels: NDArray[np.integer], *, origin: tuple[int, int] = (0, 0), spacing: float = 16.0, rank: int = 12,
+    labels: NDArray[np.integer], *, origin: tuple[int, int] = (0, 0), spacing: float = 16.0, ranks: Mapping[str, int] | None = None,
     empirical: NDArray[np.floating] | None = None,
 ) -> Hierarchy:
     """The hierarchy of one tile.
 
     days: (T,). prior: (K, K). colour: (B, K) of the fine sensor. memberships: (C, Y, X) summing to 1 over C. labels: (Y, X) segments.
     origin: global (row, column) of the first pixel. spacing: pixels between nodes of the place level (about one coarse cell).
-    rank: R, at most T. empirical: (T, T) learned temporal covariance.
+    ranks: number of temporal functions per level, default RANKS; never more than T. empirical: (T, T) learned temporal covariance.
     """
     shape = labels.shape
     days = np.asarray(days, np.float32)
@@ -279,7 +284,8 @@ def build(
     anchor = np.mean([kernels.mixture(days, medians.shares[i], medians.length[i]) for i in range(1, 5)], axis=0)
     learned = np.asarray(anchor if empirical is None else empirical, np.float32)
     _, vectors = np.linalg.eigh(0.5 * anchor.astype(np.float64) + 0.5 * learned)
-    vectors = vectors[:, ::-1][:, : min(rank, days.size)]
+    widths = tuple((name, min({**RANKS, **(ranks or {})}[name], days.size)) for name in LEVELS[1:])
+    vectors = vectors[:, ::-1][:, : max(width for _, width in widths)]
     vectors = vectors * np.where(vectors.sum(0) < 0, -1.0, 1.0)
     spaces = {
         "class": Weights(jnp.asarray(memberships, jnp.float32)),
@@ -290,13 +296,15 @@ def build(
     return Hierarchy(
         jnp.asarray(days), jnp.asarray(canonical_mixing(prior, colour)), jnp.asarray(vectors, jnp.float32), jnp.asarray(learned),
         spaces, jnp.asarray(origin[0] + np.arange(shape[0]), jnp.int32), jnp.asarray(origin[1] + np.arange(shape[1]), jnp.int32),
+        widths,
     )
 
 
 def keyed_normal(key: Array, rows: Array, cols: Array, width: int) -> Array:
-    """(width, Y, X) standard normals that depend only on the key and the GLOBAL row and column of each pixel."""
+    """(width, ...) standard normals that depend only on the key and on each place's GLOBAL row and column (broadcast together)."""
+    rows, cols = jnp.broadcast_arrays(rows, cols)
 
     def one(row: Array, col: Array) -> Array:
         return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, row), col), (width,))
 
-    return jnp.moveaxis(jax.vmap(lambda r: jax.vmap(lambda c: one(r, c))(cols))(rows), -1, 0)
+    return jnp.moveaxis(jax.vmap(one)(rows.reshape(-1), cols.reshape(-1)), -1, 0).reshape(width, *rows.shape)

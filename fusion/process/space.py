@@ -104,6 +104,13 @@ class Objects:
         flat = jnp.concatenate([flat, jnp.zeros_like(flat[..., :1])], axis=-1)
         return jnp.take(flat, self.order, axis=-1).sum(-1) @ self.owner
 
+    def centre(self, rows: Array, cols: Array) -> tuple[Array, Array]:
+        """(m,) rounded global row and column of each object: the same for an object that lies whole in two tiles."""
+        planes = jnp.stack(jnp.broadcast_arrays((rows - rows[0])[:, None], (cols - cols[0])[None, :], jnp.ones((1, 1))))
+        row, col, size = self.gather(planes.astype(jnp.float32))
+        size = jnp.maximum(size, 1.0)
+        return rows[0] + jnp.round(row / size).astype(jnp.int32), cols[0] + jnp.round(col / size).astype(jnp.int32)
+
 
 @register_dataclass
 @dataclass(frozen=True, eq=False)
@@ -114,11 +121,16 @@ class Smooth:
     """(Y, Gy) weights, sum of squares 1 per row"""
     cols: Array
     """(X, Gx)"""
+    node_rows: Array
+    """(Gy,) global index of each node"""
+    node_cols: Array
+    """(Gx,)"""
 
     @classmethod
     def lattice(cls, shape: tuple[int, int], origin: tuple[int, int], spacing: float) -> Smooth:
         """Nodes every `spacing` pixels.  origin: global (row, column) of the first pixel, so that tiles share their nodes."""
-        return cls(*(jnp.asarray(_splines(n, o, spacing)) for n, o in zip(shape, origin, strict=True)))
+        (rows, first), (cols, left) = (_splines(n, o, spacing) for n, o in zip(shape, origin, strict=True))
+        return cls(jnp.asarray(rows), jnp.asarray(cols), first + jnp.arange(rows.shape[1]), left + jnp.arange(cols.shape[1]))
 
     @property
     def size(self) -> int:
@@ -136,14 +148,14 @@ class Smooth:
         return grid.reshape(*plane.shape[:-2], -1)
 
 
-def _splines(count: int, origin: int, spacing: float) -> NDArray[np.float32]:
-    """(count, nodes) uniform cubic B-spline weights of pixels origin .. origin+count-1, normalised to sum of squares 1."""
+def _splines(count: int, origin: int, spacing: float) -> tuple[NDArray[np.float32], int]:
+    """Uniform cubic B-spline weights (count, nodes) of pixels origin .. origin+count-1, sums of squares 1; first node's index."""
     place = (origin + np.arange(count) + 0.5) / spacing
     first = int(np.floor(place[0])) - 1
     nodes = int(np.floor(place[-1])) + 2 - first + 1
     q = np.abs(place[:, None] - (first + np.arange(nodes))[None, :])
     weight = np.where(q < 1, 2 / 3 - q**2 + q**3 / 2, np.maximum(2 - q, 0) ** 3 / 6)
-    return np.asarray(weight / np.sqrt((weight**2).sum(1, keepdims=True)), dtype=np.float32)
+    return np.asarray(weight / np.sqrt((weight**2).sum(1, keepdims=True)), dtype=np.float32), first
 
 
 @register_dataclass

@@ -21,7 +21,7 @@ from fusion.errors import FusionError, JobError
 from fusion.observe.sensor import sensor
 from fusion.service.job import Job, Source
 from fusion.service.policy import Item, Origin, Refused, admit, interval
-from fusion.service.sources import PAD, documents, matches, outline
+from fusion.service.sources import PAD, Trouble, documents, matches, outline
 
 BROKEN = (
     FusionError, APIError, requests.RequestException, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError,
@@ -91,6 +91,9 @@ def _short(error: BaseException) -> str:
 
 def _take(document: Any, origin: Origin, job: Job, source: Source, found: dict[str, Item], notes: list[str]) -> None:
     """Adds one document to the scenes found if it is admitted and matches."""
+    if isinstance(document, Trouble):
+        notes.append(f"{source.name} {document.name}: {document.reason}")
+        return
     name = str(document.get("id"))[:80] if isinstance(document, Mapping) else "?"
     try:
         item, dropped = admit(document, origin)

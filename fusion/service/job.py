@@ -215,7 +215,7 @@ class Job(Record):
     def fingerprint(self) -> str:
         """SHA-256 over what decides the cube's values; equal jobs have equal fingerprints on every machine."""
         document = self.document()
-        values = {k: document[k] for k in ("sensors", "spectrum", "engine", "tiles")}
+        values = {k: document[k] for k in ("period", "sensors", "spectrum", "engine", "tiles")}
         values |= {"grid": self.grid().to_attrs(), "times": self.calendar().to_attrs(), "draws": self.output.draws}
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

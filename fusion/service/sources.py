@@ -70,6 +70,14 @@ def matches(item: Item, query: Mapping[str, Any]) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class Trouble:
+    """Something that a source could not list, said instead of a document."""
+
+    name: str
+    reason: str
+
+
 def documents(job: Job, source: Source, facts: Sensor) -> Iterator[tuple[Any, Origin]]:
     """Every item document that a source lists for a job, unchecked, with the document that it came from."""
     if source.files:
@@ -166,7 +174,13 @@ def _walk(address: str) -> Iterator[tuple[Any, Origin]]:
         seen.add(href)
         if len(seen) > MAX_DOCUMENTS:
             raise JobError(f"{address} links to more than {MAX_DOCUMENTS} documents: name a smaller catalog")
-        document = _read(href, reader)
+        try:
+            document = _read(href, reader)
+        except (OSError, ValueError, RecursionError, JobError, APIError) as error:
+            if href == root.address:
+                raise
+            yield Trouble(href, f"not read: {error}"), root
+            continue
         here = Origin(href)
         if document.get("type") == "Feature":
             yield document, _within(here, root)
@@ -178,7 +192,7 @@ def _walk(address: str) -> Iterator[tuple[Any, Origin]]:
                 try:
                     queue.append(_linked(link.get("href"), here, root))
                 except Refused as reason:
-                    yield {"id": str(link.get("href"))[:80], "type": f"link not followed: {reason}"}, root
+                    yield Trouble(str(link.get("href"))[:80], f"link not followed: {reason}"), root
 
 
 def _within(here: Origin, root: Origin) -> _Rooted:
@@ -228,8 +242,7 @@ def _of_sensor(documents: Sequence[tuple[Any, Origin]], source: Source, facts: S
         wanted = {name: {} for name in names}
     for document, origin in documents:
         collection = document.get("collection") if isinstance(document, Mapping) else None
-        refused_link = isinstance(document, Mapping) and document.get("type") != "Feature"
-        if refused_link or (collection in wanted and _has(document, wanted[collection])):
+        if isinstance(document, Trouble) or (collection in wanted and _has(document, wanted[collection])):
             yield document, origin
 
 

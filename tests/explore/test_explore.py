@@ -1,4 +1,4 @@
-"""The reading side against the written equations: a stored Gaussian field of known covariance comes back as bands, indices, changes."""
+"""The reading side against the written equations: a stored Gaussian field of known covariance comes back as it must."""
 
 from __future__ import annotations
 
