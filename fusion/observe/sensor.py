@@ -164,6 +164,6 @@ def sensor(name: str) -> Sensor:
     table = sensors()
     if name in table:
         return table[name]
-    near = get_close_matches(name, table, 3)
+    near = get_close_matches(name, table, 3) or [known for known in table if name and name in known][:5]
     hint = f"did you mean {' or '.join(near)}?" if near else "`fusion sensors` lists the installed ones"
     raise SensorError(f"no sensor is called {name!r}: {hint}")
