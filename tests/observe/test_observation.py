@@ -1,0 +1,231 @@
+"""From a scene to an observation: nothing invented, nothing lost, every rule stated and kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from odc.geo.geobox import GeoBox
+
+from fusion.cube.calendar import Instant, PixelDay
+from fusion.cube.response import DROPPED, Response, within
+from fusion.errors import SceneError, SensorError
+from fusion.observe.geometry import window
+from fusion.observe.observation import looks, observe
+from fusion.observe.psf import PSF
+from fusion.observe.scene import View
+from fusion.observe.sensor import Band, Noise
+from fusion.observe.spectral import reduce_channels
+from tests.observe.cases import sinusoidal_tile
+from tests.observe.worlds import cube, raster, scene, sensor, spectrometer
+
+CUBE = cube()
+CHANNELS = np.arange(410.0, 2480.0, 20.0)
+MODIS = PSF("scanner", 500.0, geolocation=50.0)
+
+
+def _channel_scene(geobox: GeoBox, **extra: object):  # type: ignore[no-untyped-def]
+    names = tuple(f"{c:.0f}" for c in CHANNELS)
+    return scene(geobox, names, centres=CHANNELS, fwhm=np.full(CHANNELS.size, 12.0), **extra)
+
+
+def test_missing_is_precision_zero_and_data_are_anomalies() -> None:
+    look = scene(raster(dx=-315.0))
+    seen = observe(look, sensor(), CUBE)
+    assert seen.data.shape == seen.precision.shape == seen.layer.shape == (3, 18, 17)
+    # native pixel (row, col) of the window is (10, 10) of the scene; the hole is at rows 4-5
+    assert np.isfinite(seen.data).all()
+    inner = np.isfinite(look.reflectance[:, 10:28, 10:27]) & (np.asarray(seen.layer.footprint.seen) > 1 - 1e-4)
+    mean = np.asarray(seen.layer.mean)[:, None, None]
+    np.testing.assert_allclose((seen.data + mean)[inner], look.reflectance[:, 10:28, 10:27][inner], atol=1e-6)
+    np.testing.assert_allclose(seen.precision[inner], look.sigma[:, 10:28, 10:27][inner] ** -2.0, rtol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(top=st.integers(0, 20), left=st.integers(0, 20), high=st.integers(12, 39), wide=st.integers(12, 39))
+def test_how_a_file_was_cropped_changes_only_what_is_missing(top: int, left: int, high: int, wide: int) -> None:
+    whole = scene(raster(), hole=False)
+    part = replace(
+        whole, geobox=whole.geobox[top : top + high, left : left + wide],
+        reflectance=whole.reflectance[:, top : top + high, left : left + wide],
+        sigma=whole.sigma[:, top : top + high, left : left + wide],
+    )
+    full, cut = observe(whole, sensor(), CUBE), observe(part, sensor(), CUBE)
+    assert cut.layer.footprint is full.layer.footprint
+    rows, cols = np.arange(18) + 10, np.arange(16) + 10
+    held = ((rows >= top) & (rows < top + high))[:, None] & ((cols >= left) & (cols < left + wide))
+    np.testing.assert_array_equal(cut.precision, np.where(held, full.precision, 0.0))
+    np.testing.assert_array_equal(cut.data, np.where(held, full.data, 0.0))
+
+
+def test_all_cloud_is_an_observation_and_says_so() -> None:
+    look = scene(raster())
+    look = replace(look, reflectance=np.full_like(look.reflectance, np.nan))
+    seen = observe(look, sensor(), CUBE)
+    assert not seen.precision.any()
+    assert not seen.data.any()
+    assert any("no clear pixel" in note for note in seen.notes)
+
+
+def test_unusable_scenes_are_refused_with_their_name() -> None:
+    with pytest.raises(SensorError, match=r"look-1.*no band 'rde'.*did you mean 'red'"):
+        observe(scene(raster(), ("blue", "rde", "nir08")), sensor(), CUBE)
+    with pytest.raises(SceneError, match=r"look-1.*2019-01-01.*outside the calendar"):
+        observe(scene(raster(), when=Instant(np.datetime64("2019-01-01"))), sensor(), CUBE)
+    with pytest.raises(SceneError, match=r"look-1.*misses the grid"):
+        observe(scene(raster(dx=50_000.0)), sensor(), CUBE)
+    with pytest.raises(SceneError, match="must give centres"):
+        observe(scene(raster()), spectrometer(), CUBE)
+    with pytest.raises(SceneError, match="micrometres"):
+        observe(scene(raster(), centres=np.array([0.48, 0.66, 0.86]), fwhm=np.full(3, 0.01)), spectrometer(), CUBE)
+    with pytest.raises(SceneError, match="no channel"):
+        observe(scene(raster(), centres=np.array([1380.0, 1400.0, 1900.0]), fwhm=np.full(3, 10.0)), spectrometer(), CUBE)
+
+
+def test_days_per_pixel_set_time_and_what_is_seen() -> None:
+    box = raster()
+    days = np.full(tuple(map(int, box.shape)), np.datetime64("2021-06-05"), "datetime64[D]")
+    days[12, 13] = np.datetime64("NaT")
+    days[14, 15] = np.datetime64("1999-01-01")
+    seen = observe(scene(box, when=PixelDay(days), hole=False), sensor(), CUBE)
+    assert seen.layer.tau.shape == (18, 16, len(CUBE.calendar))
+    missing = np.zeros((18, 16), bool)
+    missing[2, 3] = missing[4, 5] = True
+    assert not seen.precision[:, missing].any()
+    assert (seen.precision[:, 1:-1, 1:-1][:, ~missing[1:-1, 1:-1]] > 0).all()
+    cloudy = scene(box, when=PixelDay(np.full_like(days, np.datetime64("NaT"))))
+    assert not observe(cloudy, sensor(), CUBE).precision.any()
+
+
+def test_coverage_lowers_precision_and_views_make_their_own_footprint() -> None:
+    place = cube((130, 130))
+    tile = sinusoidal_tile(9, 4)
+    target = window(tile, place.grid)
+    row, col = (round(v) for v in (~tile.transform * (target.transform * (0, 0)))[::-1])
+    box = tile[max(0, row) : row + target.shape[0], col : col + target.shape[1]]
+    shape = tuple(map(int, box.shape))
+    flat = View(np.full(shape, 40, np.float32), np.full(shape, 100, np.float32), np.full(shape, 0.5, np.float32))
+    modis = sensor("coarse", MODIS, 463.0)
+    half, plain = (observe(scene(box, view=v, hole=False), modis, place) for v in (flat, replace(flat, coverage=None)))
+    whole = np.asarray(plain.layer.footprint.seen) > 1 - 1e-4
+    assert whole.any()
+    np.testing.assert_allclose(half.precision[:, whole], 0.5 * plain.precision[:, whole], rtol=1e-5)
+    assert half.layer.footprint is plain.layer.footprint
+    nadir = observe(scene(box, hole=False), modis, place)
+    assert nadir.layer.footprint is not plain.layer.footprint
+
+
+def test_partly_seen_pixels_carry_the_prior_variance_of_what_is_unseen() -> None:
+    seen = observe(scene(raster(dx=-315.0), hole=False), sensor(), CUBE)
+    share = np.asarray(seen.layer.footprint.seen)
+    h = np.asarray(seen.layer.colour, np.float64)
+    spread = np.einsum("bk,kl,bl->b", h, CUBE.basis.prior, h)
+    sigma2 = scene(raster(dx=-315.0), hole=False).sigma[:, 10:28, 10:27].astype(np.float64) ** 2
+    row, col = 9, 0
+    assert 0.5 <= share[row, col] < 0.9
+    factor = np.mean(1 + (1 - share[row, col]) ** 2 * spread / sigma2[:, row, col])
+    np.testing.assert_allclose(seen.precision[:, row, col], 1 / sigma2[:, row, col] / factor, rtol=1e-4)
+
+
+def test_rank_one_is_exact_for_separable_noise() -> None:
+    look = scene(raster())
+    sigma = np.array([0.004, 0.01, 0.02])[:, None, None] * np.random.default_rng(0).uniform(0.5, 2, (1, *look.sigma.shape[1:]))
+    seen = observe(replace(look, sigma=sigma.astype(np.float32)), sensor(), CUBE)
+    weight, band = seen.rank_one()
+    np.testing.assert_allclose(band[:, None, None] * weight, seen.precision, rtol=1e-4)
+
+
+def test_channels_reduce_without_losing_information() -> None:
+    """The posterior of z from the pseudo-bands equals the one from all channels, float64, any pixel scale."""
+    rng = np.random.default_rng(0)
+    basis, count = CUBE.basis, CHANNELS.size
+    scale = np.array([[0.5, 1.0, 3.0]])
+    spectrum = rng.uniform(0.003, 0.01, count)
+    variance = (spectrum**2)[:, None, None] * scale**2
+    data = rng.uniform(0.1, 0.5, (count, 1, 3))
+    responses = tuple(Response.gaussian(c, 12.0) for c in CHANNELS)
+    names = tuple(map(str, CHANNELS))
+    got = reduce_channels(names, data, 1 / variance, CHANNELS, responses, basis, 0.01)
+    assert got.data.shape[0] == basis.rank
+    weights = np.stack([r.on(basis.wavelengths) for r in responses])
+    h, mean = weights @ basis.components, weights @ basis.mean
+    residual = weights @ np.diag(basis.residual_var) @ weights.T
+    typical = np.median(variance, axis=(1, 2))
+    for p in range(3):
+        noise = (np.diag(typical) + residual) * variance[0, 0, p] / typical[0]
+        precision = np.linalg.inv(basis.prior) + h.T @ np.linalg.solve(noise, h)
+        expected = np.linalg.solve(precision, h.T @ np.linalg.solve(noise, data[:, 0, p] - mean))
+        reduced = np.linalg.inv(basis.prior) + (got.colour.T * got.precision[:, 0, p]) @ got.colour
+        z = np.linalg.solve(reduced, got.colour.T @ (got.precision[:, 0, p] * (got.data[:, 0, p] - got.mean)))
+        np.testing.assert_allclose(reduced, precision, rtol=1e-6, atol=1e-6 * abs(precision).max())
+        np.testing.assert_allclose(z, expected, rtol=1e-6, atol=1e-9)
+    # the offset spectrum of the acquisition: independent between pseudo-bands, same power
+    solved = np.linalg.solve(np.diag(typical) + residual, h)
+    haze = 0.01**2 * np.exp(-np.abs(CHANNELS[:, None] - CHANNELS) / 200.0)
+    turned = got.colour.T @ np.diag(got.offset_sd**2) @ got.colour
+    direct = solved.T @ haze @ solved * (np.median(np.sqrt(typical)) ** 4)
+    np.testing.assert_allclose(turned, direct, rtol=2e-2, atol=2e-2 * abs(direct).max())
+
+
+def test_water_and_outside_channels_say_nothing() -> None:
+    place = raster()
+    look = _channel_scene(place)
+    wet = within(CHANNELS, DROPPED)
+    assert wet.any()
+    spoiled = replace(look, reflectance=np.where(wet[:, None, None], np.float32(0.9), look.reflectance))
+    clean, same = observe(look, spectrometer(), CUBE), observe(spoiled, spectrometer(), CUBE)
+    np.testing.assert_array_equal(clean.data, same.data)
+    assert clean.bands == tuple(f"pseudo-{i + 1}" for i in range(CUBE.basis.rank))
+    assert not clean.residual_var.any()
+
+
+def test_finer_sensors_are_averaged_to_latent_pixels() -> None:
+    """Nested 10 m pixels: exactly the precision-weighted block means, seen through latent box (*) PSF."""
+    box = raster(10.0, dx=-100.0, dy=200.0, size=120)
+    look = scene(box)
+    seen = observe(look, sensor(psf=PSF("gaussian", 9.4), pixel=10.0), CUBE)
+    assert seen.geobox == CUBE.grid.geobox
+    assert seen.psf.fwhm == pytest.approx(9.4)
+    mean = np.asarray(seen.layer.mean)
+    for i, j in ((0, 0), (5, 7), (17, 15)):
+        block = (slice(None), slice(20 + 3 * i, 23 + 3 * i), slice(10 + 3 * j, 13 + 3 * j))
+        q = look.sigma[block].astype(np.float64) ** -2
+        expected = (q * look.reflectance[block]).sum(axis=(1, 2)) / q.sum(axis=(1, 2))
+        np.testing.assert_allclose(seen.data[:, i, j] + mean, expected, atol=1e-6)
+        if 0 < i < 17:
+            np.testing.assert_allclose(seen.precision[:, i, j], q.sum(axis=(1, 2)), rtol=1e-4)
+
+
+def test_a_rotated_flight_line_is_binned_by_pixel_centres() -> None:
+    affine = Affine.translation(500200, 4427900) * Affine.rotation(-23.0) * Affine.scale(4.0, -4.0)
+    box = GeoBox((70, 60), affine, "EPSG:32613")
+    look = _channel_scene(box)
+    seen = observe(look, spectrometer(4.0), CUBE)
+    assert seen.geobox == CUBE.grid.geobox
+    blur = np.hypot(4.0 / 2.354820045, 4.0 / np.sqrt(12)) * 2.354820045
+    assert seen.psf.fwhm == pytest.approx(blur, rel=1e-6)
+    x, y = affine * (np.arange(60)[None, :] + 0.5, np.arange(70)[:, None] + 0.5)
+    row, col = ((4428000 - y) // 30).astype(int), ((x - 500010) // 30).astype(int)
+    clear = np.isfinite(look.reflectance).all(axis=0)
+    ok = clear & (row >= 0) & (row < 18) & (col >= 0) & (col < 16)
+    count = np.zeros((18, 16))
+    np.add.at(count, (row[ok], col[ok]), 1)
+    expected = (count >= 0.5 * (30 / 4) ** 2) & (np.asarray(seen.layer.footprint.seen) > 0)
+    np.testing.assert_array_equal(seen.precision[0] > 0, expected)
+    assert expected.any()
+
+
+def test_bands_of_different_sharpness_become_separate_looks() -> None:
+    sharp, soft = PSF("gaussian", 20.0), PSF("gaussian", 60.0)
+    facts = (("blue", 480, soft), ("red", 660, None), ("nir08", 860, None))
+    bands = tuple(Band(n, Response.gaussian(c, 60.0), Noise(0.004, 0.01), psf=p) for n, c, p in facts)
+    one = sensor(psf=sharp, bands=bands)
+    parts = looks(scene(raster()), one, CUBE)
+    assert [(p.bands, p.psf) for p in parts] == [(("blue",), soft), (("red", "nir08"), sharp)]
+    mixed = observe(scene(raster()), one, CUBE)
+    assert mixed.bands == ("blue", "red", "nir08")
+    assert any("sharpness" in note for note in mixed.notes)
