@@ -19,7 +19,7 @@ from tests.sensors.making import again, local_item, original, scene, window
 GRID = window(60.0, 8)
 BOX = native(GRID)
 FLAGS = [
-    "Cloud flag", "Cirrus flag", "Water flag", "Spacecraft Flag", "Dilated Cloud Flag", "AOD550", "H2O (g cm-2)", "Aggregate Flag",
+    "Cloud flag", "Cirrus flag", "Water flag", "Spacecraft Flag", "Dilated Cloud Flag", "AOD550", "H2O", "Aggregate Flag",
 ]  # fmt: skip
 
 
