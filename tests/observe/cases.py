@@ -151,7 +151,7 @@ def _scanner(
         return t * ndtr(t / sd) + sd * np.exp(-0.5 * (t / sd) ** 2) / np.sqrt(2 * np.pi)
 
     u_axis, v_axis = np.array([np.sin(along), np.cos(along)]), np.array([np.cos(along), -np.sin(along)])
-    (p, wp), (q, wq) = _nodes(4, 8), _nodes(1, 5)
+    (p, wp), (q, wq) = _nodes(3, 9), _nodes(1, 5)
     total = np.zeros(len(offset))
     cells = p[:, None, None] * across + p[None, :, None] * down
     for dx, wx in zip(q * pixel, wq, strict=True):
