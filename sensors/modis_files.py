@@ -20,11 +20,10 @@ from fusion.cube.calendar import PixelDay, When, Window, centre_of
 from fusion.errors import SceneError
 from fusion.observe.scene import Scene
 from sensors.hdfeos import Layer, sinusoidal, tile_name, write_hdf4
-from sensors.reading import Storage
+from sensors.modis_layers import NAMES, NBAR, SURFACE
 from sensors.writing import make_item, quantise, write_tif
 
-NUMBERS = {"red": 1, "nir08": 2, "blue": 3, "green": 4, "nir12": 5, "swir16": 6, "swir21": 7}
-_NBAR, _SURFACE = Storage(1e-4, fill=(32767,), valid=(0, 32766)), Storage(1e-4, fill=(-28672,), valid=(-100, 16000))
+NUMBERS = {name: int(number) for number, name in NAMES.items()}
 _SCALED = {"raster:bands": [{"data_type": "int16", "spatial_resolution": 500, "scale": 0.0001}]}
 
 
@@ -56,7 +55,7 @@ def write_nbar(scene: Scene, folder: Path) -> pystac.Item:
     """MCD43A4 as COGs: a look is a full inversion (quality 0), no look is fill (32767, quality 255)."""
     scene, parts = replace(scene, when=sixteen_days(scene.when)), {}
     for band, rho in _checked(scene).items():
-        parts[f"Nadir_Reflectance_Band{NUMBERS[band]}"] = (quantise(rho, _NBAR), _SCALED)
+        parts[f"Nadir_Reflectance_Band{NUMBERS[band]}"] = (quantise(rho, NBAR), _SCALED)
         quality = np.where(np.isfinite(rho), 0, 255).astype(np.uint8)
         parts[f"BRDF_Albedo_Band_Mandatory_Quality_Band{NUMBERS[band]}"] = (quality, {})
     return _tiles(scene, folder, parts, platform="terra,aqua")
@@ -99,7 +98,7 @@ def write_8day(scene: Scene, folder: Path) -> pystac.Item:
     angle = None if scene.view is None else scene.view.zenith
     ordinal = np.where(known, (days - year).astype(np.int64) + 1, 65535).astype(np.uint16)
     parts: dict[str, tuple[NDArray[Any], dict[str, Any]]] = {
-        f"sur_refl_b0{NUMBERS[band]}": (quantise(rho, _SURFACE), _SCALED) for band, rho in bands.items()
+        f"sur_refl_b0{NUMBERS[band]}": (quantise(rho, SURFACE), _SCALED) for band, rho in bands.items()
     }
     parts |= {
         "sur_refl_qc_500m": (_quality(bands), {}), "sur_refl_state_500m": (_state(seen), {}),
@@ -127,7 +126,7 @@ def write_daily(scene: Scene, folder: Path) -> pystac.Item:
     numbers = {"valid_range": [-100, 16000], "scale_factor": 10000.0, "add_offset": 0.0}  # a divisor, as in genuine granules
     attrs = {"_FillValue": -28672, "units": "reflectance", **numbers}
     for band, rho in bands.items():
-        fields[f"sur_refl_b0{NUMBERS[band]}_1"] = (fine, quantise(rho, _SURFACE), attrs)
+        fields[f"sur_refl_b0{NUMBERS[band]}_1"] = (fine, quantise(rho, SURFACE), attrs)
     fields["QC_500m_1"] = (fine, _quality(bands), {"_FillValue": 787410671})
     if view is not None and view.coverage is not None:
         share = np.where(np.isfinite(view.coverage), np.round(np.nan_to_num(view.coverage) * 100), -1)

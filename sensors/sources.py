@@ -58,3 +58,23 @@ EMIT = (
     "Noise: the product's own per-pixel uncertainty where it exceeds .003 + 2 %; a value repeated on the map counts once.",
     "Revisit: the station's orbit has no ground-track cycle; none is predicted.",
 )
+MODIS = (
+    "Bands 6 and 7 centre on 1628 and 2114 nm, not on the nominal 1640 and 2130.",
+    "PSF: triangle along scan, twice the pixel wide, and rectangle along track (Rojas, Schowengerdt & Biggar 2002, RSE "
+    "83:50-61), growing with the view on a sphere seen from 705 km; on the native cell, as the gridding keeps one look per cell.",
+    "Geolocation: 50 m (1 sigma) at nadir (Wolfe et al. 2002, RSE 83:31-49).",
+    "Noise: the error bar .005 + 5 % holds 87-94 % of good samples (modis-sr.ltdri.org), so it is 1.5-1.9 sigma.",
+    "Storage, fill, quality bits: MOD09 and MCD43 user guides, collection 6.1, and the attributes of genuine granules.",
+    "Offset: aerosol errors of .003-.018 per band at optical depth .1-.5 (modis-sr.ltdri.org), more for a view not corrected.",
+    "Discrepancy: sd about .02 against Landsat on real pairs, persisting for days to weeks.",
+)
+MCD43 = (
+    *MODIS,
+    "Window: observations of 16 days weighted by quality, coverage and distance from day 9 (product abstract); the decay of 8 "
+    "days and the doubled sigma of magnitude inversions are chosen.",
+)
+VIIRS = (
+    "PSF: imagery pixels of 375 m at nadir and 800 m at the edge of the swath, aggregated on board; a blur of 500 m is chosen.",
+    "Noise: .003 + .03 rho, taken over from MODIS, whose atmospheric correction VIIRS shares.",
+    "Storage, fill, quality bits: VNP09 and VNP43 user guides, version 2.",
+)

@@ -29,6 +29,7 @@ from fusion.testing import example_scene
 from sensors import modis
 from sensors.hdfeos import granule_planes, native, parse_structure, sinusoidal, structure, tile_name, write_hdf4
 from sensors.modis_files import write_daily, write_nbar
+from sensors.modis_layers import scan_azimuth
 
 ALL = (modis.MCD43A4, modis.MOD09A1, modis.MYD09A1, modis.MOD09GA, modis.MYD09GA)
 HERE = Grid.from_bbox((-105.03, 40.0, -105.0, 40.02))
@@ -82,14 +83,18 @@ def test_daily_geotiffs_are_read_as_they_are(pamplona: pystac.Item) -> None:
 
 
 def test_an_oblique_look_counts_once_though_it_fills_many_cells(pamplona: pystac.Item) -> None:
-    """The file's own share of an observation in its cell says in how many cells it is repeated."""
-    scene = modis.MOD09GA.read(pamplona, Grid.from_bbox((-1.75, 42.75, -1.65, 42.8)))
-    assert scene.view is not None
-    assert scene.view.coverage is not None
-    noise = modis.NOISE.a + modis.NOISE.b * scene.reflectance
-    widened = np.nanmedian((scene.sigma / noise)[:2])
-    largest = float(np.nanquantile(scene.view.coverage, 0.95))  # a footprint that holds a whole cell: cell / footprint area
-    assert widened**2 == pytest.approx(463.3**2 / 500**2 / largest, rel=0.15)
+    """By the file's own share of an observation per cell; where a file has none, by the footprint's growth, which agrees."""
+    grid = Grid.from_bbox((-1.75, 42.75, -1.65, 42.8))
+    told = modis.MOD09GA.read(pamplona, grid)
+    assert told.view is not None
+    assert told.view.coverage is not None
+    del pamplona.assets["obscov_500m_1"]
+    silent = modis.MOD09GA.read(pamplona, grid)
+    assert silent.view is not None
+    assert silent.view.coverage is None
+    widened = float(np.nanmedian((silent.sigma / told.sigma) ** 2))
+    whole = float(np.nanquantile(told.view.coverage, 0.95))  # a footprint that holds its whole cell: cell area / its own area
+    assert widened == pytest.approx(463.3**2 / 500**2 / whole, rel=0.15)
 
 
 def test_the_scan_azimuth_agrees_with_the_files(pamplona: pystac.Item) -> None:
@@ -97,7 +102,7 @@ def test_the_scan_azimuth_agrees_with_the_files(pamplona: pystac.Item) -> None:
     scene = modis.MOD09GA.read(pamplona, grid)
     assert scene.view is not None
     told = float(np.nanmean(scene.view.azimuth)) % 180
-    assert modis.scan_azimuth(grid, ascending=False) == pytest.approx(told, abs=6)
+    assert scan_azimuth(grid, ascending=False) == pytest.approx(told, abs=6)
 
 
 def test_eight_day_granule_pixels_keep_their_own_day(shared: Path, tmp_path: Path) -> None:
