@@ -193,7 +193,7 @@ def test_an_archive_moves_and_is_read_back_by_the_sensors(tmp_path: Path) -> Non
     catalog = pystac.Catalog.from_file(str(tmp_path / "moved" / "catalog.json"))
     assert catalog.title is not None
     assert catalog.title.startswith("SIMULATED")
-    seen = set()
+    compared = set()
     for collection in catalog.get_children():
         one = sensor(collection.id)
         for item in collection.get_items():
@@ -205,12 +205,14 @@ def test_an_archive_moves_and_is_read_back_by_the_sensors(tmp_path: Path) -> Non
             again = made.see(one, date.fromisoformat(item.id[-8:]), window=patch if one.name == "airborne" else None, pixel=10.0)
             assert scene.simulated
             assert abs(scene.seen - again.seen) < 0.1
-            assert float(np.nanmean(scene.reflectance)) == pytest.approx(float(np.nanmean(again.reflectance)), abs=0.02)
+            read, made_of = (s.reflectance[np.isfinite(s.reflectance)] for s in (scene, again))
+            if made_of.size > 30:
+                assert read.mean() == pytest.approx(made_of.mean(), abs=0.02)
+                compared.add(one.name)
             if scene.reflectance.shape == again.reflectance.shape:
                 both = np.isfinite(scene.reflectance) & (again.reflectance > 0)  # MCD43A4 cannot hold negative numbers
                 assert np.abs(scene.reflectance - again.reflectance)[both].max() < 1e-3, one.name
-            seen.add(one.name)
-    assert seen == {"landsat-8", "modis-mcd43a4", "sentinel-2b", "airborne"}
+    assert compared == {"landsat-8", "modis-mcd43a4", "sentinel-2b", "airborne"}  # not all of them all cloud
 
 
 def test_what_cannot_be_simulated_is_said() -> None:
