@@ -60,7 +60,8 @@ class World:
         """One look of one sensor.
 
         when: a planned pass or any day. window: the area that the file covers, default the grid. pixel: metres, for sensors
-        without a grid of their own (aircraft); default the sensor's. The scene's sigma is a + b rho of what was measured.
+        without a grid of their own (aircraft); default the sensor's. Aircraft fly under a clear sky. The scene's sigma is
+        a + b rho of what was measured.
         """
         one = sensor(which) if isinstance(which, str) else which
         planned = when if isinstance(when, Pass) else Pass(instant_of(when).astype("datetime64[D]").item(), float("nan"))
@@ -228,16 +229,16 @@ class World:
             chosen = [i for i, p in enumerate(psfs) if p == psf]
             table = np.stack([responses[i].on(self.ground.wavelengths) for i in chosen]) @ self.ground.spectra.T
             rows = shares(geobox, psf, self.pixels, view=view, shift=shift)
-            mixture, hidden, when = self._through(rows, one.compositing, day, geobox)
+            mixture, hidden, when = self._through(rows, one.compositing, day, geobox, clear=one.native is None)
             clean[chosen], flagged, moment = table @ mixture.T, flagged | hidden, when
         return clean, flagged, moment
 
     def _through(
-        self, rows: csr_matrix, rule: Compositing | None, day: np.datetime64, geobox: GeoBox
+        self, rows: csr_matrix, rule: Compositing | None, day: np.datetime64, geobox: GeoBox, clear: bool
     ) -> tuple[Array, NDArray[np.bool_], When]:
         """Footprint sums of one day or of a composite's days: (shares (H*W, E), no look (H*W,), when)."""
         if rule is None:
-            value, cover = self._day(rows, day)
+            value, cover = self._day(rows, day, clear)
             return value, cover > weather.FLAGGED, Instant(self._instant(day))
         days = day + np.arange(rule.first, rule.last + 1)
         weights = np.exp(-np.abs(np.arange(rule.first, rule.last + 1)) / rule.decay_days)
@@ -245,13 +246,13 @@ class World:
         total, mass, best = 0.0, np.zeros(rows.shape[0]), np.zeros((days.size, rows.shape[0]))
         sums: list[Array] = []
         for i, each in enumerate(days):
-            value, cover = self._day(rows, each)
-            clear = cover <= weather.FLAGGED
-            best[i] = np.where(clear, pick[i], -1.0)
+            value, cover = self._day(rows, each, clear)
+            bare = cover <= weather.FLAGGED
+            best[i] = np.where(bare, pick[i], -1.0)
             if rule.one_day:
                 sums.append(value)
-            total = total + (weights[i] * clear)[:, None] * value
-            mass += weights[i] * clear
+            total = total + (weights[i] * bare)[:, None] * value
+            mass += weights[i] * bare
         hidden = mass == 0
         if not rule.one_day:
             ends = days[[0, -1]].astype("datetime64[us]")
@@ -261,10 +262,10 @@ class World:
         dates = np.where(hidden, np.datetime64("NaT"), days[chosen]).reshape(tuple(map(int, geobox.shape)))
         return np.stack(sums)[chosen, np.arange(chosen.size)], hidden, PixelDay(dates)
 
-    def _day(self, rows: csr_matrix, day: np.datetime64) -> tuple[Array, Array]:
+    def _day(self, rows: csr_matrix, day: np.datetime64, clear: bool) -> tuple[Array, Array]:
         """(shares (H*W, E) under thin remains of cloud, cloud or shadow share (H*W,)) on one day."""
         ground = _dense(rows @ self.ground.at(self._instant(day)))
-        if self.nuisances.clouds == 0:
+        if clear or self.nuisances.clouds == 0:
             return ground, np.zeros(rows.shape[0])
         box = self.pixels
         shape = int(box.shape[0]), int(box.shape[1])
