@@ -122,11 +122,11 @@ def test_check_sensor_reads_a_real_scene_and_its_exit_code_tells(fusion, tmp_pat
     area = ("--area", *(f"{v:.6f}" for v in (box.left, box.bottom, box.right, box.top)))
     done = fusion("check-sensor", "landsat-8", "--item", str(tmp_path / "item.json"), *area)
     assert done.exit_code == 0, done.output
-    assert "12 of 12 laws hold" in done.stdout
+    assert "13 of 13 laws hold" in done.stdout
     Path(item.assets["red"].href).unlink()
     done = fusion("check-sensor", "landsat-8", "--item", str(tmp_path / "item.json"), *area)
     assert done.exit_code == 1
-    assert "11 of 12 laws hold" in done.stdout
+    assert "12 of 13 laws hold" in done.stdout
     assert fusion("check-sensor", "landsat-8", "--item", str(tmp_path / "item.json")).exit_code == 2
 
 

@@ -81,7 +81,7 @@ def test_the_plug_in_is_listed_beside_the_built_in_sensors(good: list[tuple[int,
 def test_the_plug_in_passes_its_check(good: list[tuple[int, str]]) -> None:
     code, shown = good[2]
     assert code == 0
-    assert "11 of 11 laws hold" in shown
+    assert "12 of 12 laws hold" in shown
 
 
 def test_a_wrong_plug_in_fails_and_a_broken_one_is_left_out_with_a_warning(tmp_path: Path) -> None:
