@@ -65,10 +65,21 @@ def log_normal(covariance: Array, value: Array) -> Array:
 
 def _log_normal(covariance: Array, value: Array) -> tuple[Array, tuple[Array, Array]]:
     root = jnp.linalg.cholesky(covariance)
-    inverse = jax.scipy.linalg.solve_triangular(root, jnp.broadcast_to(jnp.eye(root.shape[-1]), root.shape), lower=True)
+    inverse = _inverse(root)
     white = jnp.einsum("...nm,...m->...n", inverse, value)
     half = jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)).sum(-1)
     return -0.5 * (white**2).sum(-1) - half, (inverse, white)
+
+
+def _inverse(root: Array) -> Array:
+    """Inverses of lower triangles (..., n, n), halving down to small ones: many small solves beat threaded large ones."""
+    size = root.shape[-1]
+    if size <= 24:
+        return jax.scipy.linalg.solve_triangular(root, jnp.broadcast_to(jnp.eye(size), root.shape), lower=True)
+    half = size // 2
+    first, last = _inverse(root[..., :half, :half]), _inverse(root[..., half:, half:])
+    corner = -last @ root[..., half:, :half] @ first
+    return jnp.block([[first, jnp.zeros_like(jnp.swapaxes(corner, -1, -2))], [corner, last]])
 
 
 def _pull(saved: tuple[Array, Array], change: Array) -> tuple[Array, Array]:

@@ -179,7 +179,7 @@ def _mean_day(tau: Array, weight: Array) -> Array:
 
 
 def _deal(picked: NDArray[np.intp], scale: str, rng: np.random.Generator) -> list[NDArray[np.intp]]:
-    """Looks in order of time -> hands of at most LOOKS: interleaved and all used at the large scales, else one run or one comb."""
+    """Looks in order of time -> hands of at most LOOKS: interleaved and all used at large scales, else one run or one comb."""
     if picked.size <= LOOKS:
         return [picked] if picked.size >= (1 if scale == "scene" else 2) else []
     stride = -(-picked.size // LOOKS)
@@ -211,9 +211,10 @@ def _rows(
     for hand in _deal(picked, scale, rng):
         rows = {name: np.concatenate([s[name] for s in series])[hand] for name in (*PER_LOOK, "response")}
         response = rows.pop("response")
+        between = {"gram": gram, "gain": gain, "discrepancy": error * overlap, "lag": lag}
         yield {
-            **rows, "response": np.einsum("nki,mki->kinm", response, response),
-            **{n: v[..., hand[:, None], hand] for n, v in (("gram", gram), ("gain", gain), ("discrepancy", error * overlap), ("lag", lag))},
+            **rows, **{name: value[..., hand[:, None], hand] for name, value in between.items()},
+            "response": np.einsum("nki,mki->kinm", response, response),
         }
 
 
