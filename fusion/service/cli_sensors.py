@@ -22,7 +22,7 @@ from rich.table import Table
 from fusion.cube.grid import Grid
 from fusion.cube.spectrum import Response
 from fusion.errors import FusionError, JobError, SensorError
-from fusion.observe.sensor import Pass, Sensor, sensor, sensors
+from fusion.observe.sensor import Noise, Pass, Sensor, sensor, sensors
 from fusion.testing import check_sensor
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -102,13 +102,13 @@ def _describe(one: Sensor, console: Console) -> None:
     console.print(f"[bold]{one.name}[/bold]  {one.title}", highlight=False)
     if one.bands:
         table = Table()
-        for column in ("band", "centre nm", "width nm", "response", "noise a + b ρ", "assets"):
-            table.add_column(column, overflow="fold", no_wrap=column == "response")
+        for column in ("band", "centre", "width", "response", "σ at ρ .3", "asset"):
+            table.add_column(column, overflow="ellipsis", no_wrap=True, min_width=24 if column == "response" else None)
         for b in one.bands:
             low, high = b.response.wavelengths[0], b.response.wavelengths[-1]
             table.add_row(
                 b.name, f"{b.response.centroid:.1f}", f"{width_of(b.response):.1f}", sparkline(b.response, low, high),
-                f"{b.noise.a:g} + {b.noise.b:g} ρ", ", ".join(b.assets[:2]),
+                f"{b.noise.a + 0.3 * b.noise.b:.4f}", ", ".join(b.assets[:1]),
             )  # fmt: skip
         console.print(table)
     else:
@@ -122,12 +122,11 @@ def _describe(one: Sensor, console: Console) -> None:
 
 
 def _facts(one: Sensor) -> dict[str, str]:
-    noise = one.channel_noise
-    errors = f"per look {one.offset_sd:g}, gain {one.gain_sd:.0%}"
-    if noise:
-        errors = f"{noise.a:g} + {noise.b:g} ρ per channel, {errors}"
+    noises = list(dict.fromkeys(b.noise for b in one.bands)) or [one.channel_noise or Noise(0.0, 0.0)]
+    white = " or ".join(f"{n.a:g} + {n.b:g} ρ" for n in noises)
+    errors = f"white σ = {white} per value; common to a look {one.offset_sd:g}, gain {one.gain_sd:.0%}"
     if one.discrepancy_sd:
-        errors += f", on its own cells {one.discrepancy_sd:g} over {one.discrepancy_days:g} days"
+        errors += f"; slow, on its own cells, {one.discrepancy_sd:g} over {one.discrepancy_days:g} days"
     spread = {one.psf, *(b.psf for b in one.bands if b.psf)}
     widths = " / ".join(f"{w:g}" for w in sorted(p.fwhm for p in spread))
     shape = "triangle along scan, rectangle along track" if one.psf.kind == "scanner" else "Gaussian"
