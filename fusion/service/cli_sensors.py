@@ -102,7 +102,7 @@ def _describe(one: Sensor, console: Console) -> None:
     console.print(f"[bold]{one.name}[/bold]  {one.title}", highlight=False)
     if one.bands:
         table = Table()
-        for column in ("band", "centre", "width", "response", "σ at ρ .3", "asset"):
+        for column in ("band", "centre nm", "width nm", "response", "σ at ρ .3", "asset"):
             table.add_column(column, overflow="ellipsis", no_wrap=True, min_width=24 if column == "response" else None)
         for b in one.bands:
             low, high = b.response.wavelengths[0], b.response.wavelengths[-1]
