@@ -77,6 +77,8 @@ def test_looks_of_one_raster_compile_once() -> None:
     each = [forward(layer, z) for layer in layers]
     assert count == 1
     np.testing.assert_allclose(together(layers, z), np.stack(each), atol=1e-6)
+    daily = [Layer.of(FINE, np.eye(4), np.zeros(4), CUBE.calendar.weights(_days(FINE.shape))) for _ in range(2)]
+    np.testing.assert_allclose(together(daily, z), np.stack([layer(z) for layer in daily]), atol=1e-6)
 
 
 def test_looks_of_different_rasters_are_not_mixed() -> None:
