@@ -21,6 +21,7 @@ from fusion.service.job import Cluster
 from fusion.service.plan import workers_of
 
 log = logging.getLogger("fusion")
+CONNECT = "30s"
 
 SETTINGS = {
     "distributed.scheduler.allowed-failures": 2,  # a tile that kills this many workers is given up, not the job
@@ -92,7 +93,7 @@ def connected(cluster: Cluster) -> Iterator[Client]:
     with dask.config.set(SETTINGS):
         if cluster.scheduler:
             try:
-                client = Client(cluster.scheduler, timeout="30s", set_as_default=False)
+                client = Client(cluster.scheduler, timeout=CONNECT, set_as_default=False)
             except (OSError, TimeoutError, ValueError) as error:
                 asked = f"no Dask scheduler answers at {cluster.scheduler} ({error})"
                 raise JobError(f"{asked}: check the address, start it first") from error

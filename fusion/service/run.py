@@ -24,7 +24,7 @@ from distributed.scheduler import KilledWorker
 
 from fusion.cube.cube import Cube
 from fusion.cube.spectrum import SpectralBasis
-from fusion.errors import JobError, StoreError
+from fusion.errors import FusionError, JobError, StoreError
 from fusion.service.catalog import Found, find
 from fusion.service.cluster import connected
 from fusion.service.job import Job, check
@@ -192,13 +192,21 @@ class _Drive:
                 landed = self._landed()
                 for future in landed:
                     self._take(future)
-                self.client_alive()
+                if self._gone():
+                    raise self._went_away()
                 if not landed:
                     self._second_start()
                 else:
                     self.show(self.summary)
+        except (FusionError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # a client whose scheduler died raises many kinds, from wherever it happens to be
+            if self._gone():
+                raise self._went_away() from error
+            raise
         finally:
-            self.client.cancel(list(self.flying), force=True) if self.flying and self.client.status == "running" else None
+            if self.flying and self.client.status == "running":
+                self.client.cancel(list(self.flying), force=True)
 
     def _width(self) -> int:
         """Tasks in flight: a few per thread that there is now (workers come and go); looked up every few seconds."""
@@ -226,15 +234,15 @@ class _Drive:
             time.sleep(0.2)
             return [f for f in self.flying if f.status in ("finished", "error")]
 
-    def client_alive(self) -> None:
-        """JobError once the scheduler has gone."""
-        lost = [f for f in self.flying if f.status in ("cancelled", "lost")]
-        if self.client.status in ("running", "newly-created") and not lost:
-            return
-        committed = self.summary.before + self.summary.done
-        raise JobError(
-            f"the Dask scheduler went away; {committed} of {self.summary.total} tiles are committed and nothing is lost: "
-            f"start it again, then `fusion resume {self.store.url}`"
+    def _gone(self) -> bool:
+        """Whether the scheduler is there no more."""
+        lost = any(f.status in ("cancelled", "lost") for f in self.flying)
+        return lost or self.client.status not in ("running", "newly-created")
+
+    def _went_away(self) -> JobError:
+        return JobError(
+            f"the Dask scheduler went away; {len(self.store.committed())} of {self.summary.total} tiles are committed, nothing "
+            f"is lost: start it again, then `fusion resume {self.store.url}`"
         )
 
     def _take(self, future: Future) -> None:

@@ -100,7 +100,12 @@ class CubeStore:
         """An existing cube; StoreError if there is none, if it is half created, or if it was damaged."""
         url = normal_url(url)
         objects = Objects(url, read_only=read_only)
-        claim = objects.get("status/claim.json")
+        try:
+            claim = objects.get("status/claim.json")
+        except StoreError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            claim = None
         if not isinstance(claim, dict):
             raise StoreError(f"{url} holds no cube: check the address, or make one with `fusion run`")
         if claim.get("format") != FORMAT:

@@ -192,7 +192,8 @@ def test_lost_places_are_recovered() -> None:
 
 
 @pytest.mark.parametrize(("query", "wanted"), [
-    ({"platform": "landsat-8"}, True), ({"platform": {"in": ["landsat-9"]}}, False), ({"eo:cloud_cover": {"lt": 20, "gte": 10}}, True),
+    ({"platform": "landsat-8"}, True), ({"platform": {"in": ["landsat-9"]}}, False),
+    ({"eo:cloud_cover": {"lt": 20, "gte": 10}}, True),
     ({"eo:cloud_cover": {"gt": 10}}, False), ({"missing": {"lt": 1}}, False), ({"platform": {"startsWith": "land"}}, True),
     ({"platform": {"lt": 3}}, False), ({"platform": {"neq": "x"}}, True),
 ])

@@ -1,0 +1,175 @@
+"""Kill tests with real processes: SIGKILL of a worker, of the client, of the scheduler at a random time, then resume.
+
+The law: the final cube equals the undisturbed one to the bit, and no tile that was committed before is fused again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+
+from fusion.errors import JobError
+from fusion.service import cluster
+from fusion.service import run as running
+from fusion.service.store import CubeStore
+from tests.service.test_run import on, same_cube
+from tests.service.worlds import quick_fit, slow_fit, small_job
+
+ROOT = Path(__file__).resolve().parents[2]
+CLIENT = """
+import sys
+from fusion.service import run
+from tests.service.worlds import slow_fit, small_job
+catalog, store, scheduler = sys.argv[1:]
+run.run(small_job(catalog, store, cluster={"scheduler": scheduler, "retries": 1}), fit=slow_fit, progress="none")
+"""
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler that died is waited for five seconds."""
+    monkeypatch.setattr(cluster, "CONNECT", "5s")
+
+
+@pytest.fixture(scope="module")
+def wanted(catalog: Path, tmp_path_factory: pytest.TempPathFactory, workers: LocalCluster) -> CubeStore:
+    job = small_job(catalog, tmp_path_factory.mktemp("wanted") / "cube.zarr", cluster=on(workers))
+    assert running.run(job, fit=quick_fit, progress="none").done == 9
+    return CubeStore.open(job.output.store)
+
+
+def processes(*arguments: str) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, stdout=quiet, stderr=quiet)
+
+
+def wait_for(condition: object, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def records(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """The committed tiles by name, with the time and content of their records."""
+    tiles = folder / "status" / "tiles"
+    return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in tiles.glob("*.json")} if tiles.exists() else {}
+
+
+def resumed_equals(folder: Path, wanted: CubeStore, scheduler: str) -> None:
+    before = records(folder)
+    summary = running.resume(str(folder), scheduler=scheduler, fit=quick_fit, progress="none")
+    assert summary.before == len(before)
+    assert summary.before + summary.done == 9
+    after = records(folder)
+    assert {name: after[name] for name in before} == before, "a committed tile was fused again"
+    store = CubeStore.open(folder)
+    assert store.verify() == []
+    assert same_cube(store, wanted)
+
+
+def kill_client(catalog: Path, folder: Path, workers: LocalCluster, pause: float) -> None:
+    client = processes("-c", CLIENT, str(catalog), str(folder), workers.scheduler_address)
+    wait_for(lambda: (folder / "status" / "claim.json").exists() or client.poll() is not None)
+    time.sleep(pause)
+    client.send_signal(signal.SIGKILL)
+    client.wait()
+
+
+def kill_worker(catalog: Path, folder: Path, workers: LocalCluster, pause: float) -> None:
+    client = processes("-c", CLIENT, str(catalog), str(folder), workers.scheduler_address)
+    try:
+        wait_for(lambda: records(folder) or client.poll() is not None)
+        time.sleep(pause)
+        with Client(workers.scheduler_address, set_as_default=False) as seen:
+            pids = list(seen.run(os.getpid, nanny=False).values())
+        os.kill(pids[0], signal.SIGKILL)
+        assert client.wait(timeout=120) == 0, "the run did not survive the loss of a worker"
+    finally:
+        client.kill()
+        client.wait()
+
+
+@contextmanager
+def own_cluster(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A scheduler and a worker as processes of their own."""
+    file = folder / "scheduler.json"
+    listen = ("--port", "0", "--host", "127.0.0.1", "--no-dashboard")
+    scheduler = processes("-m", "distributed.cli.dask_scheduler", "--scheduler-file", str(file), *listen)
+    worker = None
+    try:
+        wait_for(lambda: file.exists() and file.stat().st_size > 0)
+        alone = ("--nthreads", "1", "--no-dashboard", "--death-timeout", "20")
+        worker = processes("-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), *alone)
+        yield scheduler, json.loads(file.read_text())["address"]
+    finally:
+        for process in (worker, scheduler):
+            if process is not None:
+                process.kill()
+                process.wait()
+
+
+def test_the_client_is_killed(catalog: Path, tmp_path: Path, workers: LocalCluster, wanted: CubeStore) -> None:
+    kill_client(catalog, tmp_path / "cube.zarr", workers, pause=1.0)
+    resumed_equals(tmp_path / "cube.zarr", wanted, workers.scheduler_address)
+
+
+def test_a_worker_is_killed(catalog: Path, tmp_path: Path, workers: LocalCluster, wanted: CubeStore) -> None:
+    kill_worker(catalog, tmp_path / "cube.zarr", workers, pause=0.1)
+    resumed_equals(tmp_path / "cube.zarr", wanted, workers.scheduler_address)
+
+
+def scheduler_trial(catalog: Path, folder: Path, workers: LocalCluster, wanted: CubeStore, pause: float) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    cube = folder / "cube.zarr"
+    with own_cluster(folder) as (scheduler, address):
+        job = small_job(catalog, cube, cluster={"scheduler": address, "retries": 1})
+        running.prepare(job)
+
+        def killed_later() -> None:
+            wait_for(lambda: len(records(cube)) >= 1)
+            time.sleep(pause)
+            scheduler.send_signal(signal.SIGKILL)
+
+        killer = Thread(target=killed_later)
+        killer.start()
+        with pytest.raises(JobError, match="scheduler went away"):
+            running.run(job, fit=slow_fit, progress="none")
+        killer.join()
+    assert records(cube)
+    resumed_equals(cube, wanted, workers.scheduler_address)
+
+
+def test_the_scheduler_is_killed(catalog: Path, tmp_path: Path, workers: LocalCluster, wanted: CubeStore) -> None:
+    scheduler_trial(catalog, tmp_path, workers, wanted, pause=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", range(36))
+def test_whatever_dies_whenever(trial: int, catalog: Path, tmp_path: Path, workers: LocalCluster, wanted: CubeStore) -> None:
+    rng = np.random.default_rng(trial)
+    kind = ("client", "worker", "scheduler")[trial % 3]
+    if kind == "client":
+        kill_client(catalog, tmp_path / "cube.zarr", workers, rng.uniform(0.0, 6.0))
+        if not (tmp_path / "cube.zarr" / "zarr.json").exists():
+            pytest.fail("the client died before it claimed the store: the trial tests nothing")
+        running.prepare(small_job(catalog, tmp_path / "cube.zarr", cluster=on(workers)))
+        resumed_equals(tmp_path / "cube.zarr", wanted, workers.scheduler_address)
+    elif kind == "worker":
+        kill_worker(catalog, tmp_path / "cube.zarr", workers, rng.uniform(0.0, 1.5))
+        resumed_equals(tmp_path / "cube.zarr", wanted, workers.scheduler_address)
+    else:
+        scheduler_trial(catalog, tmp_path, workers, wanted, rng.uniform(0.0, 1.0))

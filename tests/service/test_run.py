@@ -1,0 +1,214 @@
+"""Runs on real Dask workers: every tile ends in a status, a bad tile or scene costs itself only, a rerun repeats nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import xarray as xr
+from distributed import LocalCluster
+
+from fusion.cube.cube import Cube
+from fusion.errors import JobError, SceneError, StoreError
+from fusion.observe.sensor import sensor
+from fusion.service import run as running
+from fusion.service import tile as tiling
+from fusion.service.plan import tile_at
+from fusion.service.store import CubeStore
+from fusion.service.tile import fuse_tile, look, read
+from tests.service.test_store import snapshot
+from tests.service.worlds import failing_fit, poison_fit, quick_fit, small_job
+
+
+def on(workers: LocalCluster) -> dict[str, Any]:
+    return {"scheduler": workers.scheduler_address, "retries": 1, "read_retries": 1}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(catalog: Path, tmp_path_factory: pytest.TempPathFactory, workers: LocalCluster) -> CubeStore:
+    """A cube that nothing went wrong with."""
+    job = small_job(catalog, tmp_path_factory.mktemp("run") / "cube.zarr", cluster=on(workers))
+    summary = running.run(job, fit=quick_fit, progress="log")
+    assert summary.done == summary.total == 9
+    assert not summary.failed
+    return CubeStore.open(job.output.store)
+
+
+def test_a_run_leaves_a_whole_cube(undisturbed: CubeStore) -> None:
+    assert undisturbed.verify() == []
+    data = xr.open_zarr(undisturbed.url)
+    assert (data["status"] == 0).all()
+    assert (data["looks"].sel(sensor="landsat-8") == 2).all()
+    assert np.isfinite(data["mean"].values).all()
+    record = undisturbed.record((0, 0))
+    assert record["simulated"] is True
+    assert record["scenes"]["landsat-8"] == ["landsat-8-2024-05-05", "landsat-8-2024-05-21"]
+    assert undisturbed.provenance["versions"]["jax"]
+
+
+def test_a_tile_is_the_one_that_the_engine_gave(undisturbed: CubeStore) -> None:
+    at = tiling.desk(undisturbed.url, undisturbed.about["fingerprint"])
+    tile = at.tile((1, 2))
+    cube = Cube(tile.grid, undisturbed.cube.calendar, undisturbed.cube.basis)
+    observations, _ = look(at, tile, cube, 0)
+    wanted = quick_fit(observations, cube, engine="", draws=2, seed=0, origin=tile.origin)
+    got = undisturbed.group["mean"][..., tile.window[0], tile.window[1]]
+    np.testing.assert_array_equal(got, wanted.mean[(..., *tile.core)])
+
+
+def test_a_second_run_repeats_nothing(undisturbed: CubeStore, catalog: Path) -> None:
+    before = snapshot(Path(undisturbed.url))
+    summary = running.run(small_job(catalog, undisturbed.url), fit=poison_fit)
+    assert (summary.before, summary.done) == (9, 0)
+    assert running.resume(undisturbed.url, fit=poison_fit).done == 0
+    assert snapshot(Path(undisturbed.url)) == before
+
+
+def test_a_committed_tile_is_not_fused_again(undisturbed: CubeStore) -> None:
+    brief = fuse_tile(undisturbed.url, undisturbed.about["fingerprint"], (0, 0), fit=failing_fit)
+    assert brief["skipped"]
+
+
+def test_failing_and_poison_tiles_cost_themselves_only_and_are_mended_by_resume(
+    undisturbed: CubeStore, catalog: Path, tmp_path: Path, workers: LocalCluster
+) -> None:
+    job = small_job(catalog, tmp_path / "cube.zarr", cluster=on(workers))
+    summary = running.run(job, fit=failing_fit, progress="none")
+    assert summary.done == 8
+    assert "cannot be fitted" in summary.failed[0, 0]
+    store = CubeStore.open(job.output.store)
+    assert [(f.kind, f.tile) for f in store.verify()] == [("failed", (0, 0))]
+    assert xr.open_zarr(store.url)["status"].values[0, 0] == 254
+    assert np.isnan(xr.open_zarr(store.url)["mean"].values[..., :32, :32]).all()
+    summary = running.resume(store.url, fit=poison_fit, progress="none")
+    assert summary.done == 0
+    assert "workers died" in summary.failed[0, 0]
+    summary = running.resume(store.url, fit=quick_fit, progress="none")
+    assert (summary.before, summary.done, summary.failed) == (8, 1, {})
+    assert same_cube(store, undisturbed)
+
+
+def same_cube(one: CubeStore, other: CubeStore) -> bool:
+    """Whether two cubes are equal to the bit in every array."""
+    names = list(one.layout.arrays())
+    return all(np.array_equal(one.group[n][...], other.group[n][...], equal_nan=one.group[n].dtype.kind == "f") for n in names)
+
+
+def test_another_job_on_the_same_store_is_refused(undisturbed: CubeStore, catalog: Path) -> None:
+    with pytest.raises(StoreError, match="another job"):
+        running.run(small_job(catalog, undisturbed.url, spectrum={"rank": 3}), fit=quick_fit)
+
+
+def test_a_rerun_sees_the_frozen_scenes(undisturbed: CubeStore) -> None:
+    # the catalog has gone, but the scenes were frozen with the job
+    job = small_job("/nowhere/items.json", undisturbed.url)
+    assert job.fingerprint != undisturbed.about["fingerprint"]
+    again = running.resume(undisturbed.url, fit=quick_fit)
+    assert again.before == 9
+
+
+# --- faults in reads: one process is enough -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prepared(catalog: Path, tmp_path: Path) -> CubeStore:
+    return running.prepare(small_job(catalog, tmp_path / "cube.zarr"))
+
+
+class Faulty:
+    """A sensor whose reads raise what they are told, then go on."""
+
+    def __init__(self, errors: list[BaseException]) -> None:
+        self.facts, self.errors, self.calls = sensor("landsat-8"), list(errors), 0
+        self.name = "landsat-8"
+
+    def read(self, item: Any, window: Any) -> Any:
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return self.facts.read(item, window)
+
+
+PASSING = [ConnectionError("reset"), TimeoutError("slow"), OSError(5, "I/O error"), rasterio.errors.RasterioIOError("HTTP 500")]
+LASTING = [SceneError("wrong content"), FileNotFoundError("gone"), ValueError("a bug"), PermissionError("403"), KeyError("band")]
+
+
+@pytest.mark.parametrize("error", PASSING)
+def test_what_may_pass_is_tried_again(prepared: CubeStore, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiling.time, "sleep", lambda _: None)
+    faulty = Faulty([error, error])
+    tile = tile_at(prepared.cube.grid, 32, 4, (0, 0))
+    item = prepared.items()["landsat-8"][0]
+    assert read(faulty, item, tile, 3).id == item["id"]  # type: ignore[arg-type]
+    assert faulty.calls == 3
+    with pytest.raises(tiling.Unreadable, match=type(error).__name__):
+        read(Faulty([error] * 9), item, tile, 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("error", LASTING)
+def test_what_lasts_is_not(prepared: CubeStore, error: Exception) -> None:
+    faulty = Faulty([error])
+    with pytest.raises(tiling.Unreadable, match=type(error).__name__):
+        read(faulty, prepared.items()["landsat-8"][0], tile_at(prepared.cube.grid, 32, 4, (0, 0)), 3)  # type: ignore[arg-type]
+    assert faulty.calls == 1
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "other content", "empty"])
+def test_a_damaged_file_costs_one_scene(damage: str, tmp_path: Path) -> None:
+    from tests.service.worlds import archive
+
+    catalog = archive(tmp_path / "archive")
+    bad = next(p for p in (tmp_path / "archive").iterdir() if "2024-05-05" in p.name and "SR_B4" in p.name)
+    if damage == "missing":
+        bad.unlink()
+    elif damage == "truncated":
+        bad.write_bytes(bad.read_bytes()[:500])
+    else:
+        bad.write_bytes(b"" if damage == "empty" else b"<html>404 not found</html>")
+    store = running.prepare(small_job(catalog, tmp_path / "cube.zarr"))
+    brief = fuse_tile(store.url, store.about["fingerprint"], (0, 0), fit=quick_fit, read_retries=0)
+    assert brief["status"] == "READ_FAILED"
+    record = store.record((0, 0))
+    assert [s["id"] for s in record["failed_scenes"]] == ["landsat-8-2024-05-05"]
+    assert record["looks"] == {"landsat-8": 1}
+    assert "could not be read" in record["message"]
+
+
+def test_an_engine_that_returns_nan_fails_its_tile(prepared: CubeStore) -> None:
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        made = quick_fit(*args, **kwargs)
+        made.mean[..., 10, 10] = np.nan
+        return made
+
+    with pytest.raises(Exception, match="not finite"):
+        fuse_tile(prepared.url, prepared.about["fingerprint"], (0, 0), fit=broken)
+    assert prepared.committed() == set()
+
+
+def test_a_store_that_cannot_be_written_stops_the_run(prepared: CubeStore) -> None:
+    nothing: Any = SimpleNamespace(failed={})
+    drive = running._Drive(nothing, prepared, small_job("x", prepared.url), nothing, print, {}, None)
+    future = SimpleNamespace(exception=lambda: StoreError("No space left on device"))
+    drive._give_up((0, 0), future)  # type: ignore[arg-type]
+    drive._give_up((0, 1), future)  # type: ignore[arg-type]
+    with pytest.raises(StoreError, match="No space"):
+        drive._give_up((0, 2), future)  # type: ignore[arg-type]
+
+
+def test_no_secrets_in_the_store(prepared: CubeStore) -> None:
+    text = json.dumps(prepared.items()) + json.dumps(prepared.about)
+    assert "sig=" not in text
+    assert "AWS_SECRET" not in text
+
+
+def test_an_unreachable_scheduler_is_explained(catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fusion.service.cluster as cluster
+
+    monkeypatch.setattr(cluster, "CONNECT", "1s")
+    with pytest.raises(JobError, match="no Dask scheduler answers"):
+        running.run(small_job(catalog, tmp_path / "c.zarr", cluster={"scheduler": "tcp://127.0.0.1:9"}), fit=quick_fit)
