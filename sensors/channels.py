@@ -62,20 +62,15 @@ def widths(fwhm: Any, centres: Array, where: str) -> tuple[Array, tuple[str, ...
 
 def spectral_scene(
     name: str, noise: Noise, item: pystac.Item, rho: NDArray[np.float32], centres: Array, fwhm: Array, geobox: GeoBox, when: When,
-    *, good: NDArray[np.bool_] | None = None, sigma: NDArray[np.float32] | None = None, view: View | None = None,
-    notes: tuple[str, ...] = (),
+    *, good: NDArray[np.bool_] | None = None, sigma: NDArray[np.float32] | None = None, count: NDArray[np.float32] | None = None,
+    view: View | None = None, notes: tuple[str, ...] = (),
 ) -> Scene:
     """The Scene of one look: channels sorted, blind and empty ones dropped, sigma = a + b rho, tripled on the shoulders.
 
-    rho: (N, H, W), NaN = no look. good: (N,) the file's own verdict. sigma: (N, H, W) its own uncertainty, used where larger.
+    rho: (N, H, W) as `measured` leaves it. good: (N,) the file's own verdict. sigma: (N, H, W) its own uncertainty, used where
+    larger. count: (N, H, W) how many native pixels each value is the mean of (white noise averages down).
     """
-    told = list(notes)
-    rho = np.where((rho >= PLAUSIBLE[0]) & (rho <= PLAUSIBLE[1]), rho, np.float32(np.nan)).astype(np.float32)
-    blank = (np.nan_to_num(rho) == 0).all(axis=0) & np.isfinite(rho).any(axis=0)
-    if blank.any():
-        rho[:, blank] = np.nan
-        told.append(f"{int(blank.sum())} pixels are zero in every channel: an undeclared fill, no look")
-    empty = _coded(rho)
+    told, empty = list(notes), _coded(rho)
     use = (centres >= NODES[0]) & (centres <= NODES[-1]) & ~within(centres, DROPPED) & (True if good is None else good)
     if (empty & use).any():
         which = ", ".join(f"{c:.0f}" for c in centres[empty & use])
@@ -91,10 +86,20 @@ def spectral_scene(
     level *= np.where(within(nm, SHOULDERS), SHOULDER_FACTOR, 1.0)[:, None, None]
     if sigma is not None:
         level = np.fmax(level, sigma[pick])
+    if count is not None:
+        level = level / np.sqrt(count[pick])
     return Scene(
         name, item.id, named(nm), values, level.astype(np.float32), geobox, when, view=view, centres=nm, fwhm=fwhm[pick],
         notes=tuple(dict.fromkeys(told)), simulated=bool(item.properties.get("fusion:simulated", False)),
     )
+
+
+def measured(rho: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
+    """((N, H, W) with NaN for implausible numbers and for pixels that are zero in every channel, how many of the latter)."""
+    rho = np.where((rho >= PLAUSIBLE[0]) & (rho <= PLAUSIBLE[1]), rho, np.float32(np.nan)).astype(np.float32)
+    blank = (np.nan_to_num(rho) == 0).all(axis=0) & np.isfinite(rho).any(axis=0)
+    rho[:, blank] = np.nan
+    return rho, int(blank.sum())
 
 
 def _coded(rho: NDArray[np.float32]) -> NDArray[np.bool_]:

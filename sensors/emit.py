@@ -16,7 +16,7 @@ from fusion.observe.psf import PSF
 from fusion.observe.scene import Scene
 from fusion.observe.sensor import Collection, Noise, Sensor
 from sensors import revisit, sources
-from sensors.channels import in_nanometres, spectral_scene, spread, widths
+from sensors.channels import in_nanometres, measured, spectral_scene, spread, widths
 from sensors.emit_files import Lookup, clear, part, uncertainty, write
 from sensors.images import opened, text_of
 from sensors.reading import crs_of, instant, local_file, reach_of, window_of
@@ -41,7 +41,7 @@ def read(item: pystac.Item, window: Grid) -> Scene:
         native = GeoBox(table.shape, Affine.from_gdal(*map(float, numbers)), crs_of(item, asset, told, where))
         rows, cols = window_of(native, window, reach_of(EMIT_PSF, 60.0), where)
         look = Lookup.of(table[rows, cols], file["location/glt_y"][rows, cols], file["reflectance"].shape[:2], where)
-        rho = look.onto_map(file["reflectance"])
+        rho, _ = measured(look.onto_map(file["reflectance"]))
         channels = file["sensor_band_parameters"]
         centres, notes = in_nanometres(channels["wavelengths"][()], "wavelengths", where)
         fwhm, more = widths(channels["fwhm"][()] if "fwhm" in channels else None, centres, where)

@@ -16,17 +16,19 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from rasterio.windows import Window as Pixels
 
-from fusion.cube.calendar import When
+from fusion.cube.calendar import PixelDay, When
 from fusion.cube.grid import Grid
 from fusion.errors import SceneError
 from fusion.observe.scene import Scene, View
 from fusion.observe.sensor import Noise, Sensor
-from sensors.channels import in_nanometres, spectral_scene, widths
+from sensors.channels import in_nanometres, measured, spectral_scene, widths
 from sensors.reading import crs_of, instant, reach_of, window_of
 
 WhenOf = Callable[[slice, slice], tuple[When, tuple[str, ...]]]
-LARGEST = 1 << 24
-"""pixels of a window, in each of hundreds of channels; more is a mistake in the window"""
+LARGEST = 1 << 29
+"""values of one Scene (2 GiB); more is a mistake in the window"""
+STRIP = 1 << 26
+"""values read at a time"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,22 +92,77 @@ def scene_of(
     """The window of an image as a Scene.  when, view: what a file knows per pixel, by (rows, cols); default the item's time."""
     native = GeoBox(image.shape, image.transform, crs_of(item, asset, image.crs, where))
     rows, cols = window_of(native, window, reach_of(sensor.psf, abs(native.transform.determinant) ** 0.5), where)
-    if (rows.stop - rows.start) * (cols.stop - cols.start) > LARGEST:
-        raise SceneError(f"{where}: the window needs {rows} x {cols} pixels of every channel: fuse in smaller tiles")
     centres, notes = in_nanometres(image.wavelengths, "wavelengths", where, image.unit)
     fwhm, more = widths(image.fwhm, centres, where)
-    stored = np.asarray(image.read(rows, cols))
-    if stored.shape[0] != centres.size:
-        raise SceneError(f"{where}: {stored.shape[0]} channels and {centres.size} wavelengths: the header is of another file")
-    gone = ~np.isfinite(stored) | (stored == (-9999 if image.fill is None else image.fill))
-    scale, told = _scale(image, stored, gone, where)
-    rho = np.where(gone, np.nan, stored * scale).astype(np.float32)
+    n, rows, cols = _blocks(native, window, rows, cols)
+    high, wide = (rows.stop - rows.start) // n, (cols.stop - cols.start) // n
+    if high * wide * centres.size > LARGEST:
+        raise SceneError(f"{where}: the window needs {high} x {wide} pixels of {centres.size} channels: fuse in smaller tiles")
+    rho, count, told = _averaged(image, rows, cols, n, centres.size, where)
     moment, dated = when(rows, cols) if when else (instant(item), ())
+    angles = view(rows, cols) if view else None
+    middle = (slice(n // 2, n * high, n), slice(n // 2, n * wide, n))
+    if isinstance(moment, PixelDay):
+        moment = PixelDay(moment.days[middle])
     undeclared = ("no fill declared: -9999 is taken as one",) if image.fill is None else ()
+    blocks = (f"means of {n} x {n} pixels were read, a third of the latent pixel or less",) if n > 1 else ()
+    corner = native[rows.start : rows.start + 1, cols.start : cols.start + 1].transform
     return spectral_scene(
-        sensor.name, sensor.channel_noise or Noise(0.002, 0.02), item, rho, centres, fwhm, native[rows, cols], moment,
-        good=image.good, view=view(rows, cols) if view else None, notes=(*notes, *more, *told, *undeclared, *dated),
-    )
+        sensor.name, sensor.channel_noise or Noise(0.002, 0.02), item, rho, centres, fwhm,
+        GeoBox((high, wide), corner * Affine.scale(n), native.crs), moment, good=image.good, count=count,
+        view=angles and View(angles.zenith[middle], angles.azimuth[middle]),
+        notes=(*notes, *more, *told, *undeclared, *blocks, *dated),
+    )  # fmt: skip
+
+
+def _blocks(native: GeoBox, window: Grid, rows: slice, cols: slice) -> tuple[int, slice, slice]:
+    """(n, rows, cols): n x n pixels may be averaged while reading, at most a third of a latent pixel wide, and whole blocks.
+
+    A mean of pixels is a footprint (cell n times wider (*) the same blur), so nothing is lost that the latent grid could show;
+    one square kilometre at 1 m in 426 channels would be 1.7 GB.  Where edges agree, blocks tile the latent pixels.
+    """
+    pixel = abs(native.transform.determinant) ** 0.5
+    ratio = window.resolution / pixel if native.crs == window.crs else 0.9 * window.resolution / pixel  # another map's scale
+    n = max(1, min(int(ratio / 3 + 1e-6), rows.stop - rows.start, cols.stop - cols.start))
+    whole = abs(ratio - round(ratio)) < 1e-6
+    n = next(k for k in range(n, 0, -1) if k == 1 or not whole or round(ratio) % k == 0)
+    col, row = ~native.transform * (window.bounds.left, window.bounds.top)
+
+    def cut(span: slice, edge: float) -> slice:
+        start = span.start + (round(edge) - span.start) % n
+        start = start if start + n <= span.stop else span.start
+        return slice(start, start + (span.stop - start) // n * n)
+
+    return n, cut(rows, row), cut(cols, col)
+
+
+def _averaged(
+    image: Image, rows: slice, cols: slice, n: int, channels: int, where: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32], tuple[str, ...]]:
+    """((N, H, W) block means, NaN where less than half is seen; (N, H, W) how many pixels entered; notes), read in strips."""
+    high, wide = (rows.stop - rows.start) // n, (cols.stop - cols.start) // n
+    means, counts = np.full((channels, high, wide), np.nan, np.float32), np.zeros((channels, high, wide), np.float32)
+    scale, empty, step = None, 0, max(1, STRIP // (channels * (cols.stop - cols.start) * n))
+    notes: tuple[str, ...] = ()
+    for top in range(0, high, step):
+        bottom = min(high, top + step)
+        stored = np.asarray(image.read(slice(rows.start + n * top, rows.start + n * bottom), cols))
+        if stored.shape[0] != channels:
+            raise SceneError(f"{where}: {stored.shape[0]} channels and {channels} wavelengths: the header is of another file")
+        gone = ~np.isfinite(stored) | (stored == (-9999 if image.fill is None else image.fill))
+        if scale is None and not gone.all():
+            scale, notes = _scale(image, stored, gone, where)
+        rho, blank = measured(np.where(gone, np.nan, stored * (scale or 1.0)).astype(np.float32))
+        empty += blank
+        tiles = rho.reshape(channels, bottom - top, n, wide, n)
+        seen = np.isfinite(tiles)
+        count = seen.sum(axis=(2, 4), dtype=np.float32)
+        total = np.where(seen, tiles, 0).sum(axis=(2, 4), dtype=np.float32)
+        enough = count >= 0.5 * n * n
+        means[:, top:bottom] = np.where(enough, total / np.maximum(count, 1), np.nan)
+        counts[:, top:bottom] = count
+    told = (f"{empty} pixels are zero in every channel: an undeclared fill, no look",) if empty else ()
+    return means, np.maximum(counts, 1), (*notes, *told)
 
 
 def _scale(image: Image, stored: NDArray[Any], gone: NDArray[np.bool_], where: str) -> tuple[float, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from odc.geo.geobox import GeoBox
 
 from fusion.cube.calendar import PixelDay
 from fusion.cube.grid import Grid
+from fusion.cube.spectrum import SHOULDERS
 from fusion.errors import SceneError
 from sensors.neon import NEON_AOP
 from tests.sensors.making import again, local_item, scene, window
@@ -140,6 +142,47 @@ def test_rotated_map_info(tmp_path: Path) -> None:
     x, y = found.geobox.transform * (2, 3)
     cos, sin = np.cos(np.pi / 6), np.sin(np.pi / 6)
     assert (x, y) == pytest.approx((480000 + 2 * cos + 3 * sin, 4428008 + 2 * sin - 3 * cos))
+
+
+@pytest.mark.parametrize("strip", [1 << 26, 1])
+def test_metre_pixels_are_averaged_on_the_way_to_a_coarse_grid(
+    strip: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For 30 m latent pixels: means of 10 x 10, sigma over sqrt of their number, nothing where less than half is seen."""
+    monkeypatch.setattr("sensors.images.STRIP", strip)
+    grid = window(30.0, 2)
+    one = scene(NEON_AOP, grid.geobox.zoom_out(1 / 30).pad(7))  # 1 m pixels, 7 m around the window
+    rho = one.reflectance.copy()
+    rho[:, 7:13, 7:17] = np.nan  # six of ten rows of the first block
+    rho[:, 17:21, 7:17] = np.nan  # four of ten rows of the one below
+    one = replace(one, reflectance=rho)
+    assert NEON_AOP.write is not None
+    item = NEON_AOP.write(one, tmp_path)
+    path = Path(item.assets["reflectance"].href)
+    with h5py.File(path, "a") as file:
+        file[DATES][:, 37:] = 20250506  # the right half of the window was flown a day later
+    found = NEON_AOP.read(item, grid)
+    assert found.geobox == grid.geobox.zoom_out(1 / 3)
+    assert any("means of 10 x 10" in note for note in found.notes)
+    stored = np.where(np.isfinite(rho), np.round(np.nan_to_num(rho) * 1e4) / 1e4, np.nan)
+    assert found.centres is not None
+    assert one.centres is not None
+    for channel in (0, 40, 200):
+        source = stored[int(np.abs(one.centres - found.centres[channel]).argmin())]
+        for i in range(6):
+            for j in range(6):
+                block = source[7 + 10 * i : 17 + 10 * i, 7 + 10 * j : 17 + 10 * j]
+                count = np.isfinite(block).sum()
+                value, sigma = found.reflectance[channel, i, j], found.sigma[channel, i, j]
+                if count < 50:
+                    assert np.isnan(value)
+                    continue
+                assert value == pytest.approx(np.nanmean(block), abs=1e-5)
+                shoulder = 3 if any(a <= found.centres[channel] <= b for a, b in SHOULDERS) else 1
+                assert sigma == pytest.approx(shoulder * (0.002 + 0.02 * value) / np.sqrt(count), rel=1e-4)
+    assert np.isnan(found.reflectance[:, 0, 0]).all()
+    assert isinstance(found.when, PixelDay)
+    assert (found.when.days == np.array([["2025-05-05"] * 3 + ["2025-05-06"] * 3] * 6, dtype="datetime64[D]")).all()
 
 
 def test_layouts_that_are_none_are_refused(tmp_path: Path) -> None:
