@@ -22,7 +22,7 @@ class View:
     azimuth: NDArray[np.float32]
     """(H, W) degrees clockwise from north, from the pixel towards the sensor"""
     coverage: NDArray[np.float32] | None = None
-    """(H, W) fraction of the cell seen by the observation (MOD09GA obscov), or None"""
+    """(H, W) share of the observation that falls on the cell (MOD09GA obscov), 0..1, or None; it multiplies the precision"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class Scene:
             middle = float(np.median(self.reflectance[seen]))
             if not -0.5 < middle < 2.0:
                 raise SceneError(
-                    f"{self.where}: median reflectance {middle:.4g} is not on the 0..1 scale: check scale and offset of the product"
+                    f"{self.where}: median reflectance {middle:.4g} is not on the 0..1 scale: check the product's scale and offset"
                 )
 
     @property

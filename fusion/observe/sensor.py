@@ -134,9 +134,8 @@ class Sensor:
 
         names = [b.name for b in self.bands]
         near = get_close_matches(name, names, 1)
-        raise SensorError(
-            f"{self.name} has no band {name!r}" + (f", did you mean {near[0]!r}?" if near else "") + f" Its bands: {', '.join(names)}"
-        )
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise SensorError(f"{self.name} has no band {name!r}{hint} Its bands: {', '.join(names)}")
 
 
 @cache
