@@ -27,6 +27,16 @@ def checked_platform(item: pystac.Item, name: str) -> str:
     return where
 
 
+def doubts(item: pystac.Item) -> tuple[str, ...]:
+    """Notes on what an item leaves open: the time of day, registration (Landsat Tier 2)."""
+    told = []
+    if item.datetime is not None and (item.datetime.hour, item.datetime.minute, item.datetime.second) == (0, 0, 0):
+        told.append("the item gives a day without a time of day: 00:00 UTC is taken")
+    if item.properties.get("landsat:collection_category") == "T2" or "_02_T2" in item.id:
+        told.append("Tier 2: registration may be off by more than 12 m")
+    return tuple(told)
+
+
 def reflectances(
     found: Mapping[str, Plane], bands: Iterable[str], storage: Storage, where: str
 ) -> tuple[NDArray[np.float32], tuple[str, ...]]:

@@ -16,7 +16,7 @@ from fusion.observe.psf import PSF
 from fusion.observe.scene import Scene
 from fusion.observe.sensor import Band, Collection, Noise, Sensor
 from sensors import revisit, sources
-from sensors.archive import File, checked_platform, reflectances, write_files
+from sensors.archive import File, checked_platform, doubts, reflectances, write_files
 from sensors.lattice import Utm
 from sensors.reading import Flag, Storage, assemble, instant, judge, planes, reach_of
 from sensors.responses import responses, source
@@ -59,7 +59,7 @@ def read(name: str, labels: Mapping[str, str], item: pystac.Item, window: Grid) 
     if "atmos_opacity" in found:
         inflate = np.where(found["atmos_opacity"].values > 300, HAZY * inflate, inflate)  # stored x 1000
     box = found["qa_pixel"].geobox
-    return assemble(name, sensor.bands, item, rho, box, instant(item), keep=good, inflate=inflate, notes=notes)
+    return assemble(name, sensor.bands, item, rho, box, instant(item), keep=good, inflate=inflate, notes=(*notes, *doubts(item)))
 
 
 def write(labels: Mapping[str, str], scene: Scene, folder: Path) -> pystac.Item:

@@ -79,6 +79,8 @@ def test_a_genuine_scene_is_decoded_exactly(shared: Path, name: str) -> None:
     assert seen > 1000, "the golden window must hold clear pixels"
     assert not found.simulated
     assert any("scale" in note for note in found.notes)  # the files declare none
+    assert any("without a time of day" in note for note in found.notes)  # nor does this catalog give one
+    assert any("Tier 2" in note for note in found.notes) == item.id.endswith("T2")
 
 
 @pytest.mark.parametrize("name", list(SENSORS))

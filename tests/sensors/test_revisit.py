@@ -240,6 +240,14 @@ def test_landsat_7_says_that_lines_are_missing() -> None:
     assert all("gaps of 22 %" in one.note for one in after)
 
 
+def test_dates_beside_utc_midnight_are_doubted() -> None:
+    """Path 93 crosses the equator within minutes of 00:00 UTC; path 44 at 18:50."""
+    near = revisit.LANDSAT[8](152.2, -10.0, date(2020, 1, 1), date(2020, 1, 31))
+    assert near
+    assert all("may be dated a day off" in one.note for one in near)
+    assert not any("day off" in one.note for one in revisit.LANDSAT[8](-121.6, 37.5, date(2020, 1, 1), date(2020, 1, 31)))
+
+
 def test_a_constellation_merges_its_satellites() -> None:
     both = revisit.Plan((revisit.LANDSAT[8], revisit.LANDSAT[9]))
     period = (-75.1, 1.4, date(2023, 1, 1), date(2023, 3, 1))
