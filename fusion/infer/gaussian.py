@@ -1,0 +1,286 @@
+"""field | theta, data: exact posterior mean, draws and marginal variance of a linear-Gaussian hierarchy.
+
+    Q = I + A(theta)^T N(theta)^-1 A(theta),     Q xi = A^T N^-1 y,     field = colouring of xi
+
+over the white coefficients xi of all levels, by conjugate gradients preconditioned with `precondition` (float32, matrix-free).
+A draw solves Q delta = A^T N^-1 e + eta with e ~ N(0, N), eta ~ N(0, I) (perturb and solve: Papandreou & Yuille 2010), and
+serves twice, as mean + delta and mean - delta.  Random numbers are keyed to scene and GLOBAL pixel, so neighbouring tiles draw alike.
+
+The marginal variance is the pixel block in closed form plus the variance over draws of what that block is given (Rao-Blackwell).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.tree_util import register_dataclass
+
+from fusion.infer.looks import Looks, Noise
+from fusion.infer.precondition import Preconditioner, White, build, invert, mean_tau
+from fusion.process.hierarchy import Factors, Hierarchy, Hyper, keyed_normal
+from fusion.process.space import Objects, Smooth
+
+Weights = tuple[Array | None, ...]
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class System:
+    """Everything that one theta fixes: the operator Q, its right-hand sides and its preconditioner."""
+
+    hierarchy: Hierarchy
+    series: tuple[Looks, ...]
+    hyper: Hyper
+    weights: Weights
+    factors: Factors
+    noise: tuple[Noise, ...]
+    preconditioner: Preconditioner
+
+    @classmethod
+    def of(cls, hierarchy: Hierarchy, series: tuple[Looks, ...], hyper: Hyper, weights: Weights | None = None) -> System:
+        """weights: robust factors (n, B, H, W) on the white precision of each series, None = 1."""
+        weights = weights or (None,) * len(series)
+        factors = hierarchy.factors(hyper)
+        noise = tuple(s.noise(hyper, w) for s, w in zip(series, weights, strict=True))
+        return cls(hierarchy, series, hyper, weights, factors, noise, build(hierarchy, factors, series, hyper, weights))
+
+    def predict(self, white: White) -> tuple[Array, ...]:
+        """A xi: what each series sees, (n, B, H, W)."""
+        mean, planes = self.hierarchy.coefficients(white, self.factors)
+        return tuple(s.forward(mean, planes, self.hierarchy.temporal) for s in self.series)
+
+    def explain(self, values: Sequence[Array]) -> White:
+        """A^T N^-1 values."""
+        _, rank, *shape = self.hierarchy.shape
+        mean = jnp.zeros((rank, self.hierarchy.days.shape[0]))
+        planes = jnp.zeros((rank, self.hierarchy.temporal.shape[1], *shape))
+        for s, noise, v in zip(self.series, self.noise, values, strict=True):
+            m, c = s.adjoint(noise.apply(v), self.hierarchy.temporal)
+            mean, planes = mean + m, planes + c
+        return self.hierarchy.transpose(mean, planes, self.factors)
+
+    def __call__(self, white: White) -> White:
+        """Q xi."""
+        return add(white, self.explain(self.predict(white)))
+
+    def perturbation(self, key: Array) -> White:
+        """A^T N^-1 e + eta: the right-hand side of one draw."""
+        values = [s.draw_noise(key, self.hyper, w) for s, w in zip(self.series, self.weights, strict=True)]
+        return add(white_noise(key, self.hierarchy), self.explain(values))
+
+
+def add(a: White, b: White, scale: Array | float = 1.0) -> White:
+    """a + scale b."""
+    return {name: a[name] + scale * b[name] for name in a}
+
+
+def dot(a: White, b: White) -> dict[str, Array]:
+    """Inner product, level by level."""
+    return {name: jnp.vdot(a[name], b[name]) for name in a}
+
+
+def white_noise(key: Array, hierarchy: Hierarchy) -> White:
+    """xi ~ N(0, I), keyed to the component, to nodes, objects and pixels by their place in the global grid."""
+    shapes = hierarchy.white_shapes
+    out = {}
+    for name, shape in shapes.items():
+        own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        if name in ("scene", "class"):
+            out[name] = jax.random.normal(own, shape)
+            continue
+        space, width = hierarchy.spaces[name], shape[0] * shape[1]
+        if isinstance(space, Objects):
+            rows, cols = space.centre(hierarchy.rows, hierarchy.cols)
+        elif isinstance(space, Smooth):
+            rows, cols = space.node_rows[:, None], space.node_cols[None, :]
+        else:
+            rows, cols = hierarchy.rows[:, None], hierarchy.cols[None, :]
+        out[name] = keyed_normal(own, rows, cols, width).reshape(shape)
+    return out
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """A solution of Q xi = b and how it was reached."""
+
+    white: White
+    iterations: Array
+    error: Array
+    """() estimated error in posterior sd: the worst level's root mean square"""
+
+
+def solve(system: System, right: White, tolerance: float, limit: int) -> Solved:
+    """Preconditioned conjugate gradients.  Stops when the error, in posterior standard deviations, is under `tolerance`.
+
+    e^T Q e is the error's energy in units of posterior sd; r^T M^-1 r estimates it. It is asked of every level apart, per
+    coefficient, so that a level of few coefficients cannot hide behind a million pixels.
+    """
+    apply = system.preconditioner.apply
+    x, r = {n: jnp.zeros_like(v) for n, v in right.items()}, right
+    y = apply(r)
+
+    def level_error(r: White, y: White) -> Array:
+        return jnp.sqrt(jnp.max(jnp.stack([jnp.abs(v) / r[n].size for n, v in dot(r, y).items()])))
+
+    def unfinished(state: tuple[White, White, White, Array, Array, Array]) -> Array:
+        return (state[5] > tolerance) & (state[4] < limit)
+
+    def step(state: tuple[White, White, White, Array, Array, Array]) -> tuple[White, White, White, Array, Array, Array]:
+        x, r, p, rho, count, _ = state
+        q = system(p)
+        alpha = rho / jnp.maximum(sum(dot(p, q).values()), 1e-30)
+        x, r = add(x, p, alpha), add(r, q, -alpha)
+        y = apply(r)
+        fresh = jnp.asarray(sum(dot(r, y).values()))
+        p = add(y, p, fresh / jnp.maximum(rho, 1e-30))
+        return x, r, p, fresh, count + 1, level_error(r, y)
+
+    state = (x, r, y, jnp.asarray(sum(dot(r, y).values())), jnp.asarray(0), level_error(r, y))
+    x, _, _, _, count, error = jax.lax.while_loop(unfinished, step, state)
+    return Solved(x, count, error)
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Field:
+    """What `posterior` returns, on the device."""
+
+    mean: Array
+    """(T, K, Y, X) of z"""
+    sd: Array
+    """(T, K, Y, X)"""
+    white: White
+    """posterior mean of xi"""
+    deviations: White
+    """centred draws of xi with a leading axis of S/2: draws are white +- deviations"""
+    iterations: Array
+    error: Array
+    chi_square: Array
+    """(series,) mean square of residual over its expected variance given the data's own noise"""
+
+
+def posterior(
+    hierarchy: Hierarchy, series: tuple[Looks, ...], hyper: Hyper, key: Array, weights: Weights | None = None, *,
+    pairs: int = 0, samples: int = 64, tolerance: float = 0.02, limit: int = 100, batch: int = 4, exact: bool = False,
+) -> Field:
+    """Mean, standard deviation and `pairs` centred draws of the field for one theta.
+
+    samples: draws of the approximate posterior for the part of the variance that has no closed form. exact: use the
+    `pairs` exact draws for that part instead (unbiased; its Monte-Carlo error falls as 1 / sqrt(2 pairs)).
+    batch: right-hand sides that are solved together.
+    """
+    system = prepare(hierarchy, series, hyper, weights)
+    found = _solve_all(system, key, tolerance, limit, pairs=pairs, batch=min(batch, 1 + pairs))
+    white, deviations = (jax.tree.map(lambda a: a[part], found.white) for part in (0, slice(1, None)))
+    mean, chi = _summary(system, white)
+    square = _variance_exact(system, deviations) if exact else _variance(system, jax.random.fold_in(key, 2**20), samples=samples)
+    return Field(mean, jnp.sqrt(square), white, deviations, found.iterations.max(), found.error.max(), chi)
+
+
+prepare = jax.jit(System.of)
+
+
+@partial(jax.jit, static_argnames=("pairs", "batch"))
+def _solve_all(system: System, key: Array, tolerance: float, limit: int, *, pairs: int, batch: int) -> Solved:
+    """The mean (first) and `pairs` centred draws."""
+
+    def one(i: Array) -> Solved:
+        right = system.explain([s.data for s in system.series])
+        if pairs:
+            drawn = system.perturbation(jax.random.fold_in(key, i))
+            right = jax.tree.map(lambda a, b: jnp.where(i == 0, a, b), right, drawn)
+        return solve(system, right, tolerance, limit)
+
+    return jax.lax.map(one, jnp.arange(1 + pairs), batch_size=batch)
+
+
+@jax.jit
+def _summary(system: System, white: White) -> tuple[Array, Array]:
+    """(mean field z, chi-square per series)."""
+    mean = system.hierarchy.field(*system.hierarchy.coefficients(white, system.factors))
+    return mean, jnp.stack([_chi_square(system, i, v) for i, v in enumerate(system.predict(white))] or [jnp.zeros(())])
+
+
+def _own_variance(system: System, inverse: Array) -> Array:
+    """(T, K, Y, X) variance of z from pixel blocks: inverse (K, R, R, Y, X) of their precision."""
+    root, hierarchy = system.factors.coefficient["pixel"], system.hierarchy
+    design = jnp.einsum("tr,krq->ktq", hierarchy.temporal[:, : root.shape[1]], root)
+    own = jnp.einsum("ktqr,kqryx->tkyx", jnp.einsum("ktq,ktr->ktqr", design, design), inverse)
+    return jnp.einsum("jk,tkyx->tjyx", hierarchy.mixing**2, own)
+
+
+@partial(jax.jit, static_argnames="samples")
+def _variance(system: System, key: Array, *, samples: int) -> Array:
+    """(T, K, Y, X): the pixel blocks of M in closed form + the mean square of draws of what they are given, from M^-1."""
+    hierarchy = system.hierarchy
+
+    def add_one(total: Array, i: Array) -> tuple[Array, None]:
+        white = system.preconditioner.draw_upper(jax.random.fold_in(key, i), len(hierarchy.days))
+        return total + hierarchy.field(*hierarchy.coefficients(white, system.factors)) ** 2, None
+
+    above, _ = jax.lax.scan(add_one, jnp.zeros(hierarchy.shape), jnp.arange(samples))
+    return _own_variance(system, system.preconditioner.inverse) + above / max(samples, 1)
+
+
+@jax.jit
+def _variance_exact(system: System, deviations: White) -> Array:
+    """(T, K, Y, X): blocks of Q itself in closed form + the mean square of E[draw | all but the block] = delta - B^-1 (Q delta)."""
+    hierarchy, rank = system.hierarchy, system.hierarchy.shape[1]
+    inverse = jax.lax.map(invert, jnp.moveaxis(_blocks(system), (3, 0), (0, 3)))  # row by row: (Y, R, R, K, X)
+    inverse = jnp.transpose(inverse, (3, 1, 2, 0, 4))
+
+    def add_one(total: Array, white: White) -> tuple[Array, None]:
+        force = system(white)["pixel"].reshape(rank, -1, *hierarchy.shape[2:])
+        step = (inverse * force[:, None]).sum(2).reshape(white["pixel"].shape)
+        given = {**white, "pixel": white["pixel"] - step}
+        return total + hierarchy.field(*hierarchy.coefficients(given, system.factors)) ** 2, None
+
+    above, _ = jax.lax.scan(add_one, jnp.zeros(hierarchy.shape), deviations)
+    return _own_variance(system, inverse) + above / max(len(deviations["scene"]), 1)
+
+
+def _blocks(system: System) -> Array:
+    """(K, R, R, Y, X) the diagonal pixel blocks of Q (the rank-one terms of offsets and gains, shared by a whole look, left out)."""
+    root, hierarchy = system.factors.coefficient["pixel"], system.hierarchy
+    width = root.shape[1]
+    total = jnp.zeros((hierarchy.shape[1], width, width, *hierarchy.shape[2:])) + jnp.eye(width)[:, :, None, None]
+    for looks, noise in zip(system.series, system.noise, strict=True):
+        phi = mean_tau(looks) @ hierarchy.temporal[:, :width]
+        squared = jax.tree.map(lambda a: a * a if jnp.issubdtype(a.dtype, jnp.floating) else a, looks.footprint)
+        precision = noise.white if noise.cell is None else noise.cell
+        terms = "nq,nr,nbhw,bk->kqrhw" if noise.cell is None else "nq,mr,bhwnm,bk->kqrhw"
+        inner = jnp.einsum(terms, phi, phi, precision, looks.colour**2, optimize=True)
+        total = total + jnp.einsum("kqa,kqrhw,krb->kabhw", root, squared.adjoint(inner), root, optimize=True)
+    return total
+
+
+def _chi_square(system: System, i: int, predicted: Array) -> Array:
+    """Mean of precision x residual^2 per value, offsets, gain and discrepancy estimated and removed: about 1 where the data agree."""
+    looks, noise = system.series[i], system.noise[i]
+    r = looks.data - predicted
+    scaled = noise.apply(r)
+    count = jnp.maximum((noise.white > 0).sum(), 1)
+    return (r * scaled).sum() / count
+
+
+def log_likelihood(white: White, hierarchy: Hierarchy, series: tuple[Looks, ...], hyper: Hyper, weights: Weights | None = None) -> Array:
+    """log N(y; A(theta) xi, N(theta)) up to a constant; differentiable in theta and xi.
+
+    As xi ~ N(0, I) does not depend on theta, Fisher's identity makes its mean gradient over posterior draws of xi the exact
+    gradient of the marginal likelihood: grad log p(y | theta) = E[grad log p(y | xi, theta) | y, theta].
+    """
+    factors = hierarchy.factors(hyper)
+    mean, planes = hierarchy.coefficients(white, factors)
+    total = jnp.zeros(())
+    for s, w in zip(series, weights or (None,) * len(series), strict=True):
+        noise = s.noise(hyper, w)
+        r = jnp.where(s.precision > 0, s.data - s.forward(mean, planes, hierarchy.temporal), 0.0)
+        total = total + 0.5 * (noise.log_det - (r * noise.apply(r)).sum())
+    return total

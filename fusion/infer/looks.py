@@ -1,0 +1,240 @@
+"""All looks of one sensor through one footprint, as one array program: forward, transpose and the covariance of what is not the field.
+
+    y_n(b, p) = sum_k C(b, k) [ tau_n . m_k + sum_r (tau_n . Psi_r) (W c_kr)(p) ] + noise,      C = H M
+    noise ~ N(0, N),   N = diag(1 / precision) + d^2 exp(-|t_n - t_n'| / days) + o_b^2 [n = n'] + g_b^2 a a^T
+
+white noise (out-of-subspace variance included) + the discrepancy of a coarse sensor on its own cells + one offset per look and
+band + one relative gain per band (a = the reflectance it multiplies, taken from the data). N^-1 is applied exactly: the discrepancy is
+a small dense block per cell and band, offsets and gain are rank-one terms (Woodbury). Missing = precision 0: nothing else masks.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.linalg import cho_solve
+from jax.tree_util import register_dataclass
+from numpy.typing import NDArray
+
+from fusion.process.hierarchy import Hierarchy, Hyper, keyed_normal
+
+BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+"""numbers of looks that are compiled for; a series is padded with looks of precision 0"""
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """N^-1 of a series, for one theta."""
+
+    white: Array
+    """(n, B, H, W) precision"""
+    cell: Array | None
+    """(B, H, W, n, n) precision of white noise and discrepancy together, or None where there is no discrepancy"""
+    offset: Array
+    """(B,) o"""
+    gain: Array
+    """(n, B, H, W) g a"""
+    cap: Array
+    """(B, n+1, n+1) lower Cholesky factor of I + V^T P V, V = [offsets, gain]"""
+    log_det_cell: Array
+    """() log det of the white + discrepancy precision over the values that are there"""
+
+    def _inner(self, r: Array) -> Array:
+        return self.white * r if self.cell is None else jnp.einsum("bhwnm,mbhw->nbhw", self.cell, r)
+
+    def _project(self, v: Array) -> Array:
+        """V^T v: (n, B, H, W) -> (B, n+1)."""
+        return jnp.concatenate([self.offset[:, None] * v.sum((2, 3)).T, (self.gain * v).sum((0, 2, 3))[:, None]], axis=1)
+
+    def apply(self, r: Array) -> Array:
+        """N^-1 r.  (n, B, H, W)."""
+        s = jax.vmap(lambda c, t: cho_solve((c, True), t))(self.cap, self._project(self._inner(r)))
+        shift = (self.offset[:, None] * s[:, :-1]).T[:, :, None, None]
+        return self._inner(r - shift - self.gain * s[:, -1][None, :, None, None])
+
+    @property
+    def log_det(self) -> Array:
+        """log det N^-1 over the values that are there."""
+        return self.log_det_cell - 2.0 * jnp.log(jnp.diagonal(self.cap, axis1=1, axis2=2)).sum()
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Looks:
+    """n looks of one sensor, B bands, (H, W) native pixels."""
+
+    data: Array
+    """(n, B, H, W) reflectance minus the spectral mean, 0 where missing"""
+    precision: Array
+    """(n, B, H, W) 1 / stated sigma^2, 0 where missing"""
+    footprint: Any
+    """W"""
+    colour: Array
+    """(B, K) C = H M"""
+    tau: Array
+    """(n, T), or (n, H, W, T) where each pixel has its own day"""
+    days: Array
+    """(n,) centre, days since the first latent time"""
+    mean: Array
+    """(B,) reflectance of the spectral mean"""
+    residual: Array
+    """(B,) out-of-subspace variance"""
+    offset_sd: Array
+    """(B,)"""
+    gain_sd: Array
+    """(B,)"""
+    discrepancy: Array
+    """(2,) sd (reflectance), correlation time (days); sd 0 = none"""
+    ids: Array
+    """(n,) uint32 hash of each scene's name: keys of its random noise"""
+    rows: Array
+    """(H, W) int32 place of each observed pixel in the GLOBAL grid, in quarter pixels"""
+    cols: Array
+    group: Array
+    """() index of the sensor in Hyper.sensors"""
+    sensor: str = field(metadata={"static": True})
+    coarse: bool = field(metadata={"static": True})
+    """many latent pixels per observed pixel"""
+    correlated: bool = field(metadata={"static": True})
+    """has a discrepancy"""
+
+    def phi(self, temporal: Array) -> Array:
+        """tau . Psi: (n, R) or (n, H, W, R)."""
+        return self.tau @ temporal
+
+    def forward(self, mean: Array, planes: Array, temporal: Array) -> Array:
+        """(n, B, H, W) what the sensor sees of a field.  mean: m (K, T). planes: c (K, R, Y, X). temporal: Psi (T, R)."""
+        seen = self.footprint(jnp.einsum("bk,kryx->bryx", self.colour, planes))
+        scene = self.colour @ mean
+        if self.tau.ndim == 2:
+            return jnp.einsum("nr,brhw->nbhw", self.phi(temporal), seen) + (self.tau @ scene.T)[:, :, None, None]
+        return jnp.einsum("nhwr,brhw->nbhw", self.phi(temporal), seen) + jnp.einsum("nhwt,bt->nbhw", self.tau, scene)
+
+    def adjoint(self, v: Array, temporal: Array) -> tuple[Array, Array]:
+        """The transpose of `forward`: (n, B, H, W) -> ((K, T), (K, R, Y, X))."""
+        if self.tau.ndim == 2:
+            scene = jnp.einsum("nb,nt->bt", v.sum((2, 3)), self.tau)
+            seen = jnp.einsum("nr,nbhw->brhw", self.phi(temporal), v)
+        else:
+            scene = jnp.einsum("nbhw,nhwt->bt", v, self.tau)
+            seen = jnp.einsum("nhwr,nbhw->brhw", self.phi(temporal), v)
+        return self.colour.T @ scene, jnp.einsum("bk,bryx->kryx", self.colour, self.footprint.adjoint(seen))
+
+    def precision_for(self, hyper: Hyper, weights: Array | None = None) -> Array:
+        """(n, B, H, W) precision of the white part: 1 / (noise^2 sigma^2 + residual), times robust weights."""
+        variance = hyper.noise[self.group] ** 2 + self.residual[:, None, None] * self.precision
+        white = self.precision / variance
+        return white if weights is None else white * weights
+
+    def noise(self, hyper: Hyper, weights: Array | None = None) -> Noise:
+        """N^-1 for this theta.  weights: (n, B, H, W) robust factors on the white precision, or None."""
+        white = self.precision_for(hyper, weights)
+        offset = hyper.offset[self.group] * self.offset_sd
+        there = self.precision > 0
+        gain = (hyper.gain[self.group] * self.gain_sd)[:, None, None] * jnp.where(there, self.mean[:, None, None] + self.data, 0.0)
+        log_det = jnp.where(there, jnp.log(jnp.where(there, white, 1.0)), 0.0).sum()
+        cell = None
+        if self.correlated:
+            covariance, root = self.discrepancy_covariance(hyper), jnp.sqrt(jnp.moveaxis(white, 0, -1))
+            inner = jnp.eye(len(self.days)) + root[..., :, None] * covariance * root[..., None, :]
+            chol = jnp.linalg.cholesky(inner)
+            inverse = cho_solve((chol, True), jnp.broadcast_to(jnp.eye(len(self.days)), inner.shape))
+            cell = root[..., :, None] * inverse * root[..., None, :]
+            log_det = log_det - 2.0 * jnp.log(jnp.diagonal(chol, axis1=-2, axis2=-1)).sum()
+        bare = Noise(white, cell, offset, gain, jnp.zeros(0), log_det)
+        lift = bare._project(bare._inner(gain))
+        looks = jax.vmap(jnp.diag)(white.sum((2, 3)).T) if cell is None else cell.sum((1, 2))
+        corner = jnp.concatenate([looks * offset[:, None, None] ** 2, lift[:, :-1, None]], axis=2)
+        cap = jnp.concatenate([corner, lift[:, None, :]], axis=1) + jnp.eye(len(self.days) + 1)
+        return Noise(white, cell, offset, gain, jnp.linalg.cholesky(cap), log_det)
+
+    def discrepancy_covariance(self, hyper: Hyper) -> Array:
+        """(n, n) d^2 exp(-|dt| / days) of the Ornstein-Uhlenbeck discrepancy on each cell."""
+        sd, length = self.discrepancy * jnp.stack([hyper.discrepancy[self.group], hyper.discrepancy_days[self.group]])
+        return sd**2 * jnp.exp(-jnp.abs(self.days[:, None] - self.days[None, :]) / length)
+
+    def draw_noise(self, key: Array, hyper: Hyper, weights: Array | None = None) -> Array:
+        """(n, B, H, W) one draw from N(0, N) where there are data; depends only on key, scene and global place."""
+        white = self.precision_for(hyper, weights)
+        bands = self.colour.shape[0]
+
+        def one(scene: Array, kind: int) -> Array:
+            return keyed_normal(jax.random.fold_in(jax.random.fold_in(key, kind), scene), self.rows, self.cols, bands)
+
+        out = jax.vmap(lambda i: one(i, 0))(self.ids) * jnp.where(white > 0, 1 / jnp.sqrt(jnp.where(white > 0, white, 1.0)), 0.0)
+        if self.correlated:
+            covariance = self.discrepancy_covariance(hyper) + 1e-12 * jnp.eye(len(self.days))
+            root = jnp.linalg.cholesky(covariance + 1e-5 * covariance[0, 0] * jnp.eye(len(self.days)))
+            out = out + jnp.einsum("nm,mbhw->nbhw", root, jax.vmap(lambda i: one(i, 1))(self.ids))
+        shift = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, 2), i), (bands,)))(self.ids)
+        common = jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, 3), zlib.crc32(self.sensor.encode())), (bands,))
+        bare = self.noise_columns(hyper)
+        return out + (bare[0] * shift)[:, :, None, None] + bare[1] * common[None, :, None, None]
+
+    def noise_columns(self, hyper: Hyper) -> tuple[Array, Array]:
+        """(offset sd (B,), gain column (n, B, H, W))."""
+        there = self.precision > 0
+        gain = (hyper.gain[self.group] * self.gain_sd)[:, None, None] * jnp.where(there, self.mean[:, None, None] + self.data, 0.0)
+        return hyper.offset[self.group] * self.offset_sd, gain
+
+
+def stack(observations: Sequence[Any], hierarchy: Hierarchy, sensors: tuple[str, ...], days_of: Any) -> tuple[Looks, ...]:
+    """Group observations by sensor, footprint and colour.  sensors: names in the order of Hyper.sensors. days_of: instant -> days.
+
+    Observations without one usable value are left out, exact duplicates (same sensor, scene and footprint) are used once.
+    """
+    groups: dict[tuple[Any, ...], list[Any]] = {}
+    seen: set[tuple[Any, ...]] = set()
+    for obs in sorted(observations, key=lambda o: (o.sensor, str(o.when), o.scene_id)):
+        if not (np.asarray(obs.precision) > 0).any():
+            continue
+        layer = obs.layer
+        name = (obs.sensor, obs.scene_id, id(layer.footprint), obs.data.shape, np.asarray(layer.colour).tobytes())
+        if name in seen:
+            continue
+        seen.add(name)
+        key = (obs.sensor, id(layer.footprint), obs.data.shape, np.asarray(layer.colour).tobytes(), np.ndim(layer.tau))
+        groups.setdefault(key, []).append(obs)
+    return tuple(_series(group, hierarchy, sensors.index(group[0].sensor), days_of) for group in groups.values())
+
+
+def _pad(arrays: list[Any], count: int) -> Array:
+    stacked = np.stack([np.asarray(a, np.float32) for a in arrays])
+    return jnp.asarray(np.concatenate([stacked, np.zeros((count - len(arrays), *stacked.shape[1:]), np.float32)]))
+
+
+def _series(group: list[Any], hierarchy: Hierarchy, index: int, days_of: Any) -> Looks:
+    first = group[0]
+    count = next(b for b in BUCKETS if b >= len(group))
+    mixing = np.asarray(hierarchy.mixing, np.float64)
+    data, precision = (_pad([getattr(o, name) for o in group], count) for name in ("data", "precision"))
+    shape, latent = data.shape[2:], hierarchy.shape[2:]
+    days = [float(days_of(o.when)) for o in group]
+    rows, cols = _places(first.layer.footprint, hierarchy)
+    ids = [zlib.crc32(f"{o.sensor}/{o.scene_id}".encode()) for o in group]
+    sd = float(first.discrepancy_sd)
+    return Looks(
+        data, precision, first.layer.footprint, jnp.asarray(np.asarray(first.layer.colour, np.float64) @ mixing, jnp.float32),
+        _pad([o.layer.tau for o in group], count), jnp.asarray(days + [days[-1]] * (count - len(days)), jnp.float32),
+        *(jnp.asarray(a, jnp.float32) for a in (first.layer.mean, first.residual_var, first.offset_sd, first.gain_sd)),
+        jnp.asarray([sd, max(float(first.discrepancy_days), 0.1)], jnp.float32),
+        jnp.asarray(ids + list(range(count - len(ids))), jnp.uint32), rows, cols, jnp.asarray(index, jnp.int32),
+        sensor=first.sensor, coarse=3 * shape[0] * shape[1] <= latent[0] * latent[1], correlated=sd > 0,
+    )
+
+
+def _places(footprint: Any, hierarchy: Hierarchy) -> tuple[Array, Array]:
+    """(H, W) global row and column of each observed pixel, in quarter latent pixels: where its footprint has its centre."""
+    rows, cols = (np.asarray(a) for a in (hierarchy.rows, hierarchy.cols))
+    local = np.stack(np.broadcast_arrays((rows - rows[0])[:, None], (cols - cols[0])[None, :])).astype(np.float32)
+    centre = np.asarray(footprint(jnp.asarray(local)))
+    quarter = [np.floor(4 * centre[i] + 0.37).astype(np.int64) + 4 * int(first) for i, first in enumerate((rows[0], cols[0]))]
+    return tuple(jnp.asarray(q, jnp.int32) for q in quarter)  # type: ignore[return-value]

@@ -1,0 +1,346 @@
+"""An approximate posterior that can be inverted in closed form: it preconditions the exact solve and carries most of its variance.
+
+Per canonical component k, with the other components held apart, unknowns are eliminated from the many to the few:
+
+    pixels  (R x R per pixel, exact for looks without blur)  ->  objects (R x R each)  ->  top = scene, offsets, classes, places (dense)
+
+The fine looks enter pixel by pixel (block-shaped clouds are no obstacle); seen from the top an object is one place, with its mean weights.
+Coarse looks enter the top only, with their discrepancy and offsets marginalised. As M = U^T D U with positive blocks D, M is
+positive definite whatever is approximated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.linalg import cho_solve, solve_triangular
+from jax.tree_util import register_dataclass
+
+from fusion.infer.looks import Looks
+from fusion.process.hierarchy import Factors, Hierarchy, Hyper
+from fusion.process.space import Objects, Smooth, Weights, dense
+
+White = dict[str, Array]
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Channel:
+    """Looks reduced to one scalar channel per component: x_k seen with precision lam_k w_n(s)."""
+
+    weight: Array
+    """(n, H, W) w, on native pixels"""
+    lam: Array
+    """(K,)"""
+    spread: Array
+    """(K,) multiplies a common per-band variance into the channel: v_k = spread_k v"""
+    offset: Array
+    """(K,) variance of an offset seen in the channel"""
+
+
+def channel(looks: Looks, hyper: Hyper, weights: Array | None) -> Channel:
+    """The scalar channels of a series (exact where M^T H^T Lambda H M is diagonal)."""
+    white = looks.precision_for(hyper, weights)
+    there = white > 0
+    band = jnp.where(there, white, 0.0).sum((0, 2, 3)) / jnp.maximum(there.sum((0, 2, 3)), 1)
+    power = (looks.colour**2).sum(1)
+    weight = jnp.einsum("nbhw,b->nhw", white, power) / jnp.maximum((band * power).sum(), 1e-20)
+    lam = (looks.colour**2).T @ band
+    share = (looks.colour * band[:, None]) ** 2 / jnp.maximum(lam, 1e-12 * lam.max() + 1e-30) ** 2
+    offset = (hyper.offset[looks.group] * looks.offset_sd) ** 2
+    return Channel(weight, lam, share.sum(0), jnp.minimum(share.T @ offset, 10.0))
+
+
+def mean_tau(looks: Looks) -> Array:
+    """(n, T): one time weighting per look (the mean over its pixels where each has its own day)."""
+    if looks.tau.ndim == 2:
+        return looks.tau
+    total = looks.tau.sum((1, 2))
+    return total / jnp.maximum(total.sum(-1, keepdims=True), 1e-6)
+
+
+def invert(matrix: Array) -> Array:
+    """Inverse of symmetric positive definite (R, R, ...) matrices, all at once, by Gauss-Jordan sweeps."""
+
+    def sweep(i: Array, a: Array) -> Array:
+        pivot = a[i, i]
+        row = a[i] / pivot
+        out = a - a[:, i][:, None] * row[None]
+        out = out.at[:, i].set(-a[:, i] / pivot)
+        return out.at[i].set(row).at[i, i].set(1.0 / pivot)
+
+    return jax.lax.fori_loop(0, matrix.shape[0], sweep, matrix)
+
+
+def pixel_inverse(design: Array, lam: Array, weight: Array) -> Array:
+    """(K, R, R, Y, X) inverse of I + sum_n lam_nk w_n(s) B_kn B_kn^T.  design: B (K, n, R). lam: (n, K). weight: (n, Y, X)."""
+    rank, _, width = design.shape
+    pairs = jnp.einsum("knq,knr,nk->qrkn", design, design, lam)
+
+    def row(w: Array) -> Array:
+        return invert(jnp.eye(width)[:, :, None, None] + jnp.einsum("qrkn,nx->qrkx", pairs, w))
+
+    blocks = jax.lax.map(row, jnp.moveaxis(weight, 1, 0))
+    return jnp.transpose(blocks, (3, 1, 2, 0, 4))
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Preconditioner:
+    """M: `apply` is M^-1 r, `draw_upper` draws from N(0, M^-1)."""
+
+    inverse: Array
+    """(K, R, R, Y, X) pixel blocks"""
+    weight: Array
+    """(N, Y, X) of all fine looks"""
+    lam: Array
+    """(N, K)"""
+    pixel: Array
+    """(K, N, R) phi L of the pixel level"""
+    object: Array
+    """(K, N, R_o)"""
+    scene: Array
+    """(K, N, T + offsets)"""
+    kind: Array
+    """(K, N, R_c)"""
+    place: Array
+    """(K, N, R_p)"""
+    info: Array
+    """(K, O, N, N) what an object's fine looks say, its pixels marginalised"""
+    object_inverse: Array
+    """(K, O, R_o, R_o)"""
+    kinds: Array
+    """(C, O) mean membership of each object"""
+    places: Array
+    """(G, O) mean node weights of each object"""
+    objects: Objects
+    classes: Weights
+    nodes: Smooth
+    top: Array
+    """(K, U, U) lower Cholesky factor of the top's Schur complement"""
+
+    def _pixels(self, right: Array) -> Array:
+        return (self.inverse * right[:, None]).sum(2)
+
+    def _to_looks(self, units: Array) -> Array:
+        """Pixel coefficients (K, R, Y, X) -> weighted looks (K, N, Y, X)."""
+        return jnp.einsum("knr,kryx->knyx", self.pixel, units) * self.lam.T[:, :, None, None] * self.weight
+
+    def _split(self, top: Array) -> tuple[Array, Array, Array]:
+        """(K, U) -> scene with offsets, classes (K, R_c, C), places (K, R_p, G)."""
+        first = self.scene.shape[2]
+        second = first + self.kind.shape[2] * self.kinds.shape[0]
+        shape = top.shape[0]
+        return top[:, :first], top[:, first:second].reshape(shape, -1, self.kinds.shape[0]), top[:, second:].reshape(shape, self.place.shape[2], -1)
+
+    def _down(self, top: Array, objects: Array, pixels: Array, steps: int) -> White:
+        """Back substitution: condition objects on the top and pixels on both."""
+        scene, kind, place = self._split(top)
+        mean = jnp.einsum("knt,kt->kn", self.scene, scene)[:, :, None]
+        upper = mean + jnp.einsum("knr,kro->kno", self.kind, kind @ self.kinds) + jnp.einsum("knr,kro->kno", self.place, place @ self.places)
+        told = jnp.einsum("knr,kno->kro", self.object, jnp.einsum("konm,kmo->kno", self.info, upper))
+        objects = objects - jnp.einsum("koqr,kro->kqo", self.object_inverse, told)
+        field = self.objects.spread(mean + jnp.einsum("knr,kro->kno", self.object, objects))
+        field = field + jnp.einsum("knr,kryx->knyx", self.kind, self.classes.spread(kind))
+        field = field + jnp.einsum("knr,kryx->knyx", self.place, self.nodes.spread(place))
+        seen = field * self.lam.T[:, :, None, None] * self.weight
+        pixels = pixels - self._pixels(jnp.einsum("knr,knyx->kryx", self.pixel, seen))
+        return {"scene": scene[:, :steps], "class": kind, "object": objects, "place": place, "pixel": pixels.reshape(*pixels.shape[:2], -1)}
+
+    def apply(self, r: White) -> White:
+        """M^-1 r."""
+        rank, _, _, *space = self.inverse.shape
+        pixels = self._pixels(r["pixel"].reshape(rank, -1, *space))
+        looks = self._to_looks(pixels)
+        each = self.objects.gather(looks)
+        objects = r["object"] - jnp.einsum("knr,kno->kro", self.object, each)
+        objects = jnp.einsum("koqr,kro->kqo", self.object_inverse, objects)
+        pulled = jnp.einsum("konm,kmo->kno", self.info, jnp.einsum("knr,kro->kno", self.object, objects))
+        steps = r["scene"].shape[1]
+        total = (each + pulled).sum(2)
+        scene = jnp.pad(r["scene"], ((0, 0), (0, self.scene.shape[2] - steps))) - jnp.einsum("knt,kn->kt", self.scene, total)
+        own = self.classes.gather(looks) + pulled @ self.kinds.T
+        kind = r["class"] - jnp.einsum("knr,knc->krc", self.kind, own)
+        place = r["place"] - self.nodes.gather(jnp.einsum("knr,knyx->kryx", self.place, looks))
+        place = place - jnp.einsum("knr,kno->kro", self.place, pulled) @ self.places.T
+        right = jnp.concatenate([scene, kind.reshape(rank, -1), place.reshape(rank, -1)], axis=1)
+        top = jax.vmap(lambda c, b: cho_solve((c, True), b))(self.top, right)
+        return self._down(top, objects, pixels, steps)
+
+    def draw_upper(self, key: Array, steps: int) -> White:
+        """Every level but the pixels drawn from N(0, M^-1); the pixels at their conditional mean."""
+        first, second = jax.random.split(key)
+        noise = jax.random.normal(first, self.top.shape[:2])
+        top = jax.vmap(lambda c, b: solve_triangular(c, b, lower=True, trans=1))(self.top, noise)
+        root = jnp.linalg.cholesky(self.object_inverse)
+        objects = jnp.einsum("koqr,kro->kqo", root, jax.random.normal(second, (*root.shape[:1], root.shape[2], root.shape[1])))
+        return self._down(top, objects, jnp.zeros_like(self.inverse[:, 0]), steps)
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """One set of places (objects or coarse cells) in the top's normal equations: design^T info design."""
+
+    scene: Array
+    kind: Array
+    place: Array
+    """(K, n, .) temporal designs"""
+    kinds: Array
+    """(C, P)"""
+    places: Array
+    """(G, P)"""
+
+    def outer(self, info: Array) -> tuple[Array, ...]:
+        """The blocks with the scene: scene-scene, class-scene, place-scene.  info: (K, P, n, n)."""
+        js = jnp.einsum("kpnm,kmt->kpnt", info, self.scene)
+        ss = jnp.einsum("knt,kpnu->ktu", self.scene, js)
+        cs = jnp.einsum("cp,kprt->krct", self.kinds, jnp.einsum("knr,kpnt->kprt", self.kind, js))
+        gs = jnp.einsum("gp,kprt->krgt", self.places, jnp.einsum("knr,kpnt->kprt", self.place, js))
+        return ss, _flat(cs, 2), _flat(gs, 2)
+
+    def temporal(self, info: Array) -> tuple[Array, ...]:
+        """(K, P, ., .) class-class, place-class, place-place."""
+        jc = jnp.einsum("kpnm,kmr->kpnr", info, self.kind)
+        jp = jnp.einsum("kpnm,kmr->kpnr", info, self.place)
+        return tuple(jnp.einsum("knq,kpnr->kpqr", b, j) for b, j in ((self.kind, jc), (self.place, jc), (self.place, jp)))
+
+    def inner(self, info: Array) -> tuple[Array, ...]:
+        """The blocks within classes and places, each place weighed by its mean weights."""
+        cc, gc, gg = self.temporal(info)
+        cc = jnp.einsum("cp,dp,kpqr->kqcrd", self.kinds, self.kinds, cc, optimize=True)
+        gc = jnp.einsum("gp,cp,kpqr->kqgrc", self.places, self.kinds, gc, optimize=True)
+        return _square(cc), _square(gc), self.inner_places(gg)
+
+    def inner_places(self, gg: Array) -> Array:
+        """(K, P, R_p, R_p) -> (K, R_p G, R_p G): one matrix product over the places."""
+        rank, _, width, _ = gg.shape
+        nodes = self.places.shape[0]
+        both = (self.places[:, None] * self.places[None]).reshape(-1, self.places.shape[1])
+        out = (both @ jnp.moveaxis(gg, 1, 0).reshape(both.shape[1], -1)).reshape(nodes, nodes, rank, width, width)
+        return jnp.transpose(out, (2, 3, 0, 4, 1)).reshape(rank, width * nodes, width * nodes)
+
+
+def _flat(a: Array, keep: int) -> Array:
+    return a.reshape(a.shape[0], -1, a.shape[-1]) if keep == 2 else a
+
+
+def _square(a: Array) -> Array:
+    return a.reshape(a.shape[0], a.shape[1] * a.shape[2], -1)
+
+
+def _assemble(outer: Sequence[Array], inner: Sequence[Array]) -> Array:
+    """(K, U, U) from the lower blocks."""
+    (ss, cs, gs), (cc, gc, gg) = outer, inner
+    turn = partial(jnp.swapaxes, axis1=1, axis2=2)
+    rows = ([ss, turn(cs), turn(gs)], [cs, cc, turn(gc)], [gs, gc, gg])
+    return jnp.concatenate([jnp.concatenate(row, 2) for row in rows], 1)
+
+
+def _scatter(side: _Side, info: Array, size: Array, objects: Objects, classes: Weights, nodes: Smooth) -> tuple[Array, ...]:
+    """What the pixels of one object tell by differing in their class and place weights: blocks (class-class, place-class, place-place).
+
+    info: (K, O, n, n) per pixel.  The product of class and place deviations is left out: places vary little within an object.
+    """
+    cc, _, gg = side.temporal(info)
+    count, rank, width = side.kinds.shape[0], gg.shape[0], gg.shape[2]
+    apart = classes.weight - objects.spread(side.kinds)
+    flat = jnp.concatenate([apart.reshape(count, -1), jnp.zeros((count, 1))], axis=1)[:, objects.order]
+    second = jnp.einsum("cij,dij,io->cdo", flat, flat, objects.owner, optimize=[(0, 1), (0, 1)])
+    kinds = jnp.einsum("cdo,koqr->kqcrd", second, cc)
+    rows = jnp.einsum("yg,yh->ghy", nodes.rows, nodes.rows)
+    cols = jnp.einsum("xg,xh->ghx", nodes.cols, nodes.cols)
+
+    def product(planes: Array) -> Array:
+        half = jnp.einsum("ghy,qryx->ghqrx", rows, planes)
+        full = jnp.einsum("ijx,ghqrx->qgirhj", cols, half)
+        return full.reshape(full.shape[0] * full.shape[1] * full.shape[2], -1)
+
+    places = jax.lax.map(product, objects.spread(jnp.moveaxis(gg, 1, -1)))
+    places = places - side.inner_places(gg * size[None, :, None, None])
+    return _square(kinds), jnp.zeros((rank, width * side.places.shape[0], kinds.shape[1] * count)), places
+
+
+def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper: Hyper, weights: Sequence[Array | None]) -> Preconditioner:
+    """The preconditioner of a tile for one theta."""
+    channels = [channel(s, hyper, w) for s, w in zip(series, weights, strict=True)]
+    counts = [int(s.days.shape[0]) for s in series]
+    steps, rank, *shape = hierarchy.shape
+    starts = [sum(counts[:i]) for i in range(len(counts))]
+    total = max(sum(counts), 1)
+    objects = hierarchy.spaces["object"]
+    nodes = dense(hierarchy.spaces["place"], (shape[0], shape[1]))
+
+    def designs(tau: Array, offset: Array) -> tuple[Array, ...]:
+        """Temporal designs of looks: scene with offsets, class, place, object, pixel.  offset: (K, n, offsets)."""
+        out = [jnp.concatenate([jnp.einsum("nt,kts->kns", tau, factors.scene), offset], axis=2)]
+        for name in ("class", "place", "object", "pixel"):
+            root = factors.coefficient[name]
+            out.append(jnp.einsum("nr,krq->knq", tau @ hierarchy.temporal[:, : root.shape[1]], root))
+        return tuple(out)
+
+    def own(i: int) -> Array:
+        """(K, n, total) the columns of a series' offsets."""
+        hot = jax.nn.one_hot(starts[i] + jnp.arange(counts[i]), total)
+        return jnp.sqrt(channels[i].offset)[:, None, None] * hot
+
+    fine = [i for i, s in enumerate(series) if not s.coarse]
+    if fine:
+        weight = jnp.concatenate([jnp.maximum(series[i].footprint.adjoint(channels[i].weight), 0.0) for i in fine])
+        lam = jnp.concatenate([jnp.broadcast_to(channels[i].lam, (counts[i], rank)) for i in fine])
+        tau = jnp.concatenate([mean_tau(series[i]) for i in fine])
+        offset = jnp.concatenate([own(i) for i in fine], axis=1)
+    else:
+        weight, lam = jnp.zeros((1, shape[0], shape[1])), jnp.zeros((1, rank))
+        tau, offset = jnp.zeros((1, steps)), jnp.zeros((rank, 1, total))
+    scene, kind, place, thing, pixel = designs(tau, offset)
+    size = objects.gather(jnp.ones((shape[0], shape[1])))
+    mean_of = lambda planes: objects.gather(planes) / jnp.maximum(size, 1.0)  # noqa: E731
+    average = mean_of(weight)
+    inner = pixel_inverse(pixel, lam, average[:, None, :])[:, :, :, 0]
+    power = lam.T[:, :, None] * average
+    lift = pixel[:, :, :, None] * power[:, :, None, :]
+    info = jax.vmap(jax.vmap(jnp.diag))(jnp.swapaxes(power, 1, 2)) - jnp.einsum("knqo,kqro,kmro->konm", lift, inner, lift, optimize=True)
+    info = info * size[None, :, None, None]
+    block = jnp.eye(thing.shape[2]) + jnp.einsum("knq,konm,kmr->koqr", thing, info, thing, optimize=True)
+    object_inverse = jnp.moveaxis(invert(jnp.moveaxis(block, (2, 3), (0, 1))), (0, 1), (2, 3))
+    object_inverse = 0.5 * (object_inverse + jnp.swapaxes(object_inverse, 2, 3))
+    told = jnp.einsum("konm,kmr->konr", info, thing)
+    above = info - jnp.einsum("konq,koqr,komr->konm", told, object_inverse, told, optimize=True)
+    kinds, places = mean_of(hierarchy.spaces["class"].weight), mean_of(nodes)
+    side = _Side(scene, kind, place, kinds, places)
+    apart = _scatter(side, info / jnp.maximum(size, 1.0)[:, None, None], size, objects, hierarchy.spaces["class"], hierarchy.spaces["place"])
+    normal = _assemble(side.outer(above), [a + b for a, b in zip(apart, side.inner(above), strict=True)])
+    for i, s in enumerate(series):
+        if s.coarse:
+            s_scene, s_kind, s_place, _, _ = designs(mean_tau(s), own(i))
+            there = s.footprint(jnp.concatenate([hierarchy.spaces["class"].weight, nodes]))
+            there = there.reshape(there.shape[0], -1)
+            split = kinds.shape[0]
+            told = _coarse_info(s, channels[i], hyper)
+            cells = _Side(s_scene, s_kind, s_place, there[:split], there[split:])
+            normal = normal + _assemble(cells.outer(told), cells.inner(told))
+    unknowns = normal.shape[1]
+    top = jnp.linalg.cholesky(0.5 * (normal + jnp.swapaxes(normal, 1, 2)) + 1.0001 * jnp.eye(unknowns))
+    return Preconditioner(
+        pixel_inverse(pixel, lam, weight), weight, lam, pixel, thing, scene, kind, place, info, object_inverse, kinds, places,
+        objects, hierarchy.spaces["class"], hierarchy.spaces["place"], top,
+    )
+
+
+def _coarse_info(looks: Looks, channels: Channel, hyper: Hyper) -> Array:
+    """(K, P, n, n) precision of a coarse cell's looks in each component's channel, the discrepancy marginalised."""
+    cells = channels.weight.reshape(channels.weight.shape[0], -1).T
+    root = jnp.sqrt(channels.lam[:, None, None] * cells[None])
+    count = cells.shape[1]
+    if not looks.correlated:
+        return jax.vmap(jax.vmap(jnp.diag))(root**2)
+    covariance = jnp.minimum(channels.spread, 1e6)[:, None, None] * looks.discrepancy_covariance(hyper)
+    inner = jnp.eye(count) + root[..., :, None] * covariance[:, None] * root[..., None, :]
+    chol = jnp.linalg.cholesky(inner)
+    inverse = cho_solve((chol, True), jnp.broadcast_to(jnp.eye(count), inner.shape))
+    return root[..., :, None] * inverse * root[..., None, :]
