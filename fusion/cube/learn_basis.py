@@ -26,8 +26,8 @@ Array = NDArray[np.float64]
 FINE: Array = np.arange(400.0, 2501.0)  # the 1 nm samples of PROSAIL
 SEED = 20240601
 SHARE = {
-    "canopy": 0.40, "library canopy": 0.08, "soil": 0.20, "litter": 0.12,
-    "built": 0.10, "char": 0.04, "water": 0.04, "snow": 0.02,
+    "canopy": 0.36, "library canopy": 0.14, "soil": 0.18, "litter": 0.11,
+    "built": 0.14, "char": 0.04, "water": 0.04, "snow": 0.02,
 }  # fmt: skip
 """how often each kind of surface enters a training pixel: land as an airborne or Landsat scene sees it, none absent"""
 KEPT = 40  # components stored
@@ -97,15 +97,15 @@ def canopies(rng: np.random.Generator, count: int, soils: Array, wavelengths: Ar
     for i in range(count):
         brown = 1.2 * rng.beta(0.6, 2.0)
         fresh = 1.0 - min(brown, 1.0)
-        cab = rng.gamma(3.0, 13.0) * (0.1 + 0.9 * fresh)
+        cab = min(rng.gamma(2.2, 13.0) * (0.1 + 0.9 * fresh), 90.0)
         leaf = {
-            "n": rng.uniform(1.1, 2.8), "cab": min(cab, 90.0), "car": min(cab, 90.0) * rng.uniform(0.12, 0.4) + rng.uniform(0, 4),
-            "ant": rng.exponential(1.5), "brown": brown, "cw": rng.lognormal(np.log(0.013), 0.5) * (0.15 + 0.85 * fresh),
-            "cm": rng.lognormal(np.log(0.007), 0.55),
+            "n": rng.uniform(1.1, 3.2), "cab": cab, "car": cab * rng.uniform(0.12, 0.4) + rng.uniform(0, 4),
+            "ant": rng.exponential(1.5), "brown": brown, "cw": rng.lognormal(np.log(0.012), 0.6) * (0.15 + 0.85 * fresh),
+            "cm": rng.lognormal(np.log(0.007), 0.7),
         }  # fmt: skip
         soil = np.interp(FINE, wavelengths, soils[rng.integers(len(soils))]) * rng.uniform(0.4, 1.0)
         angles = rng.uniform(15, 65), rng.uniform(0, 25), rng.uniform(0, 180)
-        out[i] = prosail(leaf, rng.gamma(1.6, 1.9), rng.uniform(25, 75), soil, *angles, rng.uniform(0.01, 0.5))[::10]
+        out[i] = prosail(leaf, rng.gamma(1.3, 2.6), rng.uniform(15, 80), soil, *angles, rng.uniform(0.01, 0.5))[::10]
     return out
 
 
