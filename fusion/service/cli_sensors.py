@@ -102,13 +102,13 @@ def _describe(one: Sensor, console: Console) -> None:
     console.print(f"[bold]{one.name}[/bold]  {one.title}", highlight=False)
     if one.bands:
         table = Table()
-        for column in ("band", "centre nm", "width nm", "response", "σ at ρ .3", "asset"):
-            table.add_column(column, overflow="ellipsis", no_wrap=True, min_width=24 if column == "response" else None)
+        for column in ("band", "centre nm", "width nm", "response", "σ at ρ .3"):
+            table.add_column(column, no_wrap=True)
         for b in one.bands:
             low, high = b.response.wavelengths[0], b.response.wavelengths[-1]
             table.add_row(
                 b.name, f"{b.response.centroid:.1f}", f"{width_of(b.response):.1f}", sparkline(b.response, low, high),
-                f"{b.noise.a + 0.3 * b.noise.b:.4f}", ", ".join(b.assets[:1]),
+                f"{b.noise.a + 0.3 * b.noise.b:.4f}",
             )  # fmt: skip
         console.print(table)
     else:
@@ -134,6 +134,7 @@ def _facts(one: Sensor) -> dict[str, str]:
     return {
         "footprint": f"{shape}, {widths} m{cell}, geolocation {one.psf.geolocation:g} m; pixel {one.pixel:.4g} m",
         "errors": errors, "lifetime": _life(one), "revisit": _rhythm(one),
+        "assets": ", ".join(b.assets[0] for b in one.bands if b.assets) or "the file itself",
         "catalogs": "; ".join(f"{c.catalog} ({c.id})" for c in one.collections) or "none: name the files in the job",
     }  # fmt: skip
 
