@@ -66,7 +66,7 @@ class Scene:
             middle = float(np.median(self.reflectance[seen]))
             if not -0.5 < middle < 2.0:
                 raise SceneError(
-                    f"{self.where}: median reflectance {middle:.4g} is not on the 0..1 scale: check the product's scale and offset"
+                    f"{self.where}: median reflectance {middle:.4g} is not on the 0..1 scale: check the scale and offset"
                 )
 
     @property
