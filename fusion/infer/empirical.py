@@ -1,0 +1,279 @@
+"""What a coarse sensor really saw, learned from the fine looks of the same ground: blur, displacement, bias and discrepancy.
+
+For every coarse look n near a fine one the fine images, interpolated to its times and seen through the coarse footprint, give x_n(p, b).
+
+    y_n(p, b) = W(width, shift) x + bias_b + o_nb + d_n(p, b),     d = white in time + Ornstein-Uhlenbeck on the sensor's own cells
+
+width and shift: least summed log residual variance over the bands, from facts outwards. bias: mean over looks, shrunk. o: its scatter.
+d: lag products of the residuals between dates, by moments. The result is the same observations with better facts; the engine's
+own factors (`Hyper`) then vary around them. Nothing is learned about a look from a fine image that is not given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from fusion.cube.cube import Cube
+from fusion.observe.footprint import footprint
+from fusion.observe.layer import Layer
+from fusion.observe.observation import Observation
+
+NEAR_DAYS = 4.0
+"""a coarse look further than this from every fine look teaches nothing of the sensor"""
+LOOKS = 12
+"""at most so many coarse looks are used for width and shift, spread over the period"""
+CELLS = 24
+"""least number of clear cells in all looks together"""
+WIDTHS = (0.25, 0.5, 0.75, 1.0, 1.35, 1.8, 2.4)
+"""tried factors on the blur"""
+STEPS = (0.5, 0.25, 0.125)
+"""pattern search of the shift, in cells"""
+FARTHEST = 1.5
+"""cells: geolocation is never worse"""
+SHIFT_SD = 0.5
+"""cells: a displacement is worth that much evidence against it"""
+PRIOR_LOOKS = 2.0
+"""the stated facts weigh as much as two looks"""
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The facts of one coarse sensor on this ground."""
+
+    sensor: str
+    widen: float
+    """factor on the blur of the stated PSF"""
+    shift: tuple[float, float]
+    """(north, east) metres by which its looks are displaced"""
+    bias: Array
+    """(B,) reflectance, coarse minus fine"""
+    offset_sd: Array
+    """(B,) scatter of a look's common error"""
+    white_sd: Array
+    """(B,) discrepancy that changes from look to look"""
+    lasting_sd: Array
+    """(B,) discrepancy that lasts"""
+    days: float
+    """correlation time of the lasting part"""
+    looks: int
+    """coarse looks that taught this"""
+
+
+def calibrated(observations: Sequence[Observation], cube: Cube) -> tuple[tuple[Observation, ...], tuple[Learned, ...]]:
+    """The observations with what their coarse sensors' data say of themselves, and a record of it, one per coarse raster.
+
+    Sensors are left as they are where no fine look is near in time, or too few cells are clear. The fine looks never change.
+    """
+    fine = [o for o in observations if not _coarse(o) and (o.precision > 0).mean() > 0.2]
+    groups: dict[tuple[str, int], list[int]] = {}
+    for i, obs in enumerate(observations):
+        if _coarse(obs) and np.ndim(obs.layer.tau) == 1:
+            groups.setdefault((obs.sensor, id(obs.layer.footprint)), []).append(i)
+    out, records = list(observations), []
+    for members in groups.values():
+        learned = _learn([observations[i] for i in members], fine, cube) if fine else None
+        if learned is not None:
+            records.append(learned)
+            for i in members:
+                out[i] = _with(observations[i], learned, cube)
+    return tuple(out), tuple(records)
+
+
+def _coarse(obs: Observation) -> bool:
+    height, width = obs.layer.footprint.grid_shape
+    return 3 * obs.data.shape[1] * obs.data.shape[2] <= height * width
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Coarse looks with fine pictures of their times."""
+
+    coarse: list[Observation]
+    pictures: Array
+    """(n, B, Y, X) the fine images interpolated to the coarse look's times and bands"""
+    clear: Array
+    """(n, Y, X) 1 where the nearest fine look is clear"""
+    days: Array
+    """(n,)"""
+
+
+def _pictures(coarse: Sequence[Observation], fine: Sequence[Observation], cube: Cube) -> _Pairs:
+    """Fine images in the coarse sensor's bands: z by least squares under the spectral prior, then linear in time."""
+    times = np.array([cube.calendar.day_of(o.when) for o in fine])
+    days = np.array([cube.calendar.day_of(o.when) for o in coarse])
+    near = [i for i in np.argsort(days, kind="stable") if np.abs(times - days[i]).min() <= NEAR_DAYS]
+    near = [near[i] for i in np.unique(np.linspace(0, len(near) - 1, LOOKS).round().astype(int))] if len(near) > LOOKS else near
+    planes, clear = zip(*(_backwards(o, coarse[0], cube) for o in fine), strict=True)
+    stack, there = np.stack(planes), np.stack(clear)
+    order = np.argsort(times, kind="stable")
+    filled = _filled(stack[order], there[order])
+    steps = cube.calendar.days
+    pictures, masks = [], []
+    for i in near:
+        tau = np.asarray(coarse[i].layer.tau, np.float64)
+        weight = np.zeros(len(fine))
+        for t in np.flatnonzero(tau):
+            right = int(np.searchsorted(times[order], steps[t]))
+            low, high = max(right - 1, 0), min(right, len(fine) - 1)
+            gap = times[order][high] - times[order][low]
+            share = (steps[t] - times[order][low]) / gap if gap > 0 else 0.0
+            weight[low] += tau[t] * (1 - share)
+            weight[high] += tau[t] * share
+        pictures.append(np.tensordot(weight / weight.sum(), filled, 1))
+        masks.append(there[int(np.abs(times - days[i]).argmin())])
+    empty = np.zeros((0, *stack.shape[1:]))
+    return _Pairs([coarse[i] for i in near], np.stack(pictures) if near else empty, np.array(masks), days[near])
+
+
+def _backwards(fine: Observation, coarse: Observation, cube: Cube) -> tuple[Array, Array]:
+    """((B, Y, X) a fine look in the coarse sensor's bands, (Y, X) 1 where clear)."""
+    seen = np.asarray(fine.precision > 0).all(axis=0)
+    foot, colour = fine.layer.footprint, np.asarray(fine.layer.colour, np.float64)
+    mass = np.asarray(foot.adjoint(jnp.asarray(seen, jnp.float32)))
+    back = np.asarray(foot.adjoint(jnp.asarray(np.where(seen, fine.data, 0.0), jnp.float32)), np.float64) / np.maximum(mass, 1e-6)
+    noise = np.median(1.0 / fine.precision[fine.precision > 0]) + np.asarray(fine.residual_var, np.float64)
+    gain = cube.basis.prior @ colour.T @ np.linalg.inv(colour @ cube.basis.prior @ colour.T + np.diag(noise))
+    planes = np.einsum("bc,cyx->byx", np.asarray(coarse.layer.colour, np.float64) @ gain, back)
+    return np.where(mass > 0.5 * max(float(mass.max()), 1e-6), planes, 0.0), (mass > 0.5 * max(float(mass.max()), 1e-6)).astype(float)
+
+
+def _filled(stack: Array, there: Array) -> Array:
+    """(n, B, Y, X) gaps filled from the pixel's nearest clear look, or the image mean."""
+    out = stack.copy()
+    for n in range(len(stack)):
+        missing = there[n] == 0
+        for other in sorted(range(len(stack)), key=lambda m: abs(m - n)):
+            take = missing & (there[other] > 0)
+            out[n][:, take] = stack[other][:, take]
+            missing &= ~take
+        if missing.any():
+            out[n][:, missing] = out[n][:, ~missing].mean(axis=1, keepdims=True) if (~missing).any() else 0.0
+    return out
+
+
+def _residuals(pairs: _Pairs, cube: Cube, widen: float, shift: tuple[float, float]) -> tuple[Array, Array]:
+    """((n, B, H, W) y - W x, same-shaped weights 0 or 1)."""
+    first = pairs.coarse[0]
+    foot = footprint(first.geobox, first.psf, cube.grid, view=first.view, widen=widen, shift=shift)
+    seen = np.asarray(foot(jnp.asarray(pairs.pictures, jnp.float32)), np.float64)
+    share = np.asarray(foot(jnp.asarray(pairs.clear, jnp.float32)))[:, None]
+    inside = np.asarray(foot.seen) > 0.9
+    use = (np.stack([o.precision for o in pairs.coarse]) > 0) & (share > 0.85) & inside
+    return np.where(use, np.stack([o.data for o in pairs.coarse]) - seen, 0.0), use.astype(np.float64)
+
+
+def _misfit(pairs: _Pairs, cube: Cube, widen: float, shift: tuple[float, float], cell: float) -> float:
+    """Minus twice the profile log-likelihood of width and shift; every look and band has a free mean, every band a free variance."""
+    residual, use = _residuals(pairs, cube, widen, shift)
+    count = np.maximum(use.sum(axis=(2, 3), keepdims=True), 1)
+    centred = np.where(use > 0, residual - residual.sum(axis=(2, 3), keepdims=True) / count, 0.0)
+    values = use.sum(axis=(0, 2, 3))
+    variance = (centred**2).sum(axis=(0, 2, 3)) / np.maximum(values, 1)
+    # all cells count, though a wide blur leaves fewer whole: scores of different widths must compare like with like;
+    # bands share their errors and neighbours overlap: a fourth of the values is independent
+    fit = 0.25 * residual[:, 0].size * float(np.log(np.maximum(variance, 1e-12)).sum())
+    prior = (np.log(widen) / 0.7) ** 2 + (shift[0] ** 2 + shift[1] ** 2) / (SHIFT_SD * cell) ** 2
+    return fit + float(prior)
+
+
+def _place(pairs: _Pairs, cube: Cube, cell: float) -> tuple[float, tuple[float, float]]:
+    """(width factor, shift) by a scan of widths and a pattern search of the shift, twice."""
+    best: tuple[float, tuple[float, float]] = (1.0, (0.0, 0.0))
+    known: dict[tuple[float, tuple[float, float]], float] = {}
+
+    def score(widen: float, shift: tuple[float, float]) -> float:
+        if (widen, shift) not in known:
+            known[widen, shift] = _misfit(pairs, cube, widen, shift, cell)
+        return known[widen, shift]
+
+    best = min(((w, best[1]) for w in WIDTHS), key=lambda c: score(*c))
+    for step in STEPS:
+        moved = True
+        while moved:
+            north, east = best[1]
+            around = [(north + i * step * cell, east + j * step * cell) for i, j in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))]
+            found = min(((best[0], s) for s in around if max(abs(s[0]), abs(s[1])) <= FARTHEST * cell), key=lambda c: score(*c))
+            moved, best = found != best, found
+    return min(((w, best[1]) for w in WIDTHS), key=lambda c: score(*c))
+
+
+def _learn(coarse: Sequence[Observation], fine: Sequence[Observation], cube: Cube) -> Learned | None:
+    """What one coarse raster's looks teach, or None."""
+    pairs = _pictures(coarse, fine, cube)
+    if not pairs.coarse or _residuals(pairs, cube, 1.0, (0.0, 0.0))[1][:, 0].sum() < CELLS:
+        return None
+    first = pairs.coarse[0]
+    cell = float(np.sqrt(abs(first.geobox.transform.determinant)))
+    widen, shift = _place(pairs, cube, cell)
+    residual, use = _residuals(pairs, cube, widen, shift)
+    count = use.sum(axis=(2, 3))
+    level = residual.sum(axis=(2, 3)) / np.maximum(count, 1)  # (n, B)
+    seen = (count > 0).astype(float)
+    looks = seen.sum(axis=0)
+    bias = (level * seen).sum(axis=0) / (looks + 0.25)
+    scatter = ((level - bias) ** 2 * seen).sum(axis=0)
+    stated = np.asarray(first.offset_sd, np.float64)
+    offset = np.sqrt((PRIOR_LOOKS * stated**2 + scatter) / (PRIOR_LOOKS + looks))
+    centred = np.where(use > 0, residual - level[:, :, None, None], 0.0)
+    total = (centred**2).sum(axis=(0, 2, 3)) / np.maximum(use.sum(axis=(0, 2, 3)) - looks, 1)
+    lasting, days = _persistence(centred, use, pairs.days, total, first.discrepancy_days)
+    return Learned(
+        first.sensor, widen, shift, bias, offset, np.sqrt(np.maximum(total - lasting, 0.0)), np.sqrt(lasting), days, len(pairs.coarse)
+    )
+
+
+def _persistence(residual: Array, use: Array, days: Array, total: Array, stated: float) -> tuple[Array, float]:
+    """((B,) lasting variance, days): correlation of residuals at each lag, c = share exp(-lag / days), fitted over all bands."""
+    lags, products, weights = [], [], []
+    for i in range(len(days)):
+        for j in range(i + 1, len(days)):
+            both = use[i] * use[j]
+            number = both.sum(axis=(1, 2))
+            if number.min() > 0:
+                lags.append(abs(days[j] - days[i]))
+                products.append((residual[i] * residual[j] * both).sum(axis=(1, 2)) / number)
+                weights.append(number.mean())
+    if not lags or not (total > 0).all():
+        return 0.5 * total, stated
+    lag, product, weight = np.array(lags), np.array(products), np.array(weights)
+    common = (product / total).mean(axis=1)
+    tried = stated * 2.0 ** np.arange(-2, 4)
+    # least squares of the common correlation; the share is linear, its prior 1/2 counts as one pair of looks
+    shares = [np.clip(_share(common, weight, np.exp(-lag / d)), 0.0, 0.98) for d in tried]
+    cost = [float((weight * (common - s * np.exp(-lag / d)) ** 2).sum()) + 0.01 * weight.mean() * np.log(d / stated) ** 2 for s, d in zip(shares, tried, strict=True)]
+    best = int(np.argmin(cost))
+    shape = np.exp(-lag / tried[best])
+    own = np.array([_share(product[:, b] / total[b], weight, shape, shares[best], 4.0) for b in range(len(total))])
+    return np.clip(own, 0.0, 0.98) * total, float(tried[best])
+
+
+def _share(value: Array, weight: Array, shape: Array, prior: float = 0.5, strength: float = 1.0) -> float:
+    """Weighted least squares of value = share * shape, shrunk to a prior."""
+    anchor = strength * weight.mean() * 0.1
+    return float(((weight * shape * value).sum() + anchor * prior) / ((weight * shape**2).sum() + anchor))
+
+
+def _with(obs: Observation, learned: Learned, cube: Cube) -> Observation:
+    """The observation with the learned facts in place of the stated ones."""
+    layer = obs.layer
+    foot = footprint(obs.geobox, obs.psf, cube.grid, view=obs.view, widen=learned.widen, shift=learned.shift)
+    seen = (obs.precision > 0) & (np.asarray(foot.seen) > 0)
+    white = learned.white_sd.astype(np.float32)[:, None, None] ** 2
+    precision = np.where(seen, 1.0 / (1.0 / np.where(seen, obs.precision, 1.0) + white), 0.0).astype(np.float32)
+    data = np.where(seen, obs.data - learned.bias.astype(np.float32)[:, None, None], 0.0).astype(np.float32)
+    lasting = float(np.sqrt(np.mean(learned.lasting_sd**2)))
+    note = (
+        f"learned on {learned.looks} looks: blur x {learned.widen:g}, shift {learned.shift[0]:.0f} m north {learned.shift[1]:.0f} m east, "
+        f"discrepancy {lasting:.4f} over {learned.days:.0f} days"
+    )
+    return replace(
+        obs, data=data, precision=precision, layer=Layer.of(foot, np.asarray(layer.colour), np.asarray(layer.mean), np.asarray(layer.tau)),
+        offset_sd=learned.offset_sd.astype(np.float32), discrepancy_sd=lasting, discrepancy_days=learned.days, notes=(*obs.notes, note),
+    )
