@@ -96,10 +96,11 @@ def spectral_scene(
 
 def measured(rho: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
     """((N, H, W) with NaN for implausible numbers and for pixels that are zero in every channel, how many of the latter)."""
-    rho = np.where((rho >= PLAUSIBLE[0]) & (rho <= PLAUSIBLE[1]), rho, np.float32(np.nan)).astype(np.float32)
-    blank = (np.nan_to_num(rho) == 0).all(axis=0) & np.isfinite(rho).any(axis=0)
-    rho[:, blank] = np.nan
-    return rho, int(blank.sum())
+    kept = np.where((rho >= PLAUSIBLE[0]) & (rho <= PLAUSIBLE[1]), rho, np.float32(np.nan)).astype(np.float32)
+    blank = ((rho == 0) | np.isnan(rho)).all(axis=0) & (rho == 0).any(axis=0)
+    if blank.any():
+        kept[:, blank] = np.nan
+    return kept, int(blank.sum())
 
 
 def _coded(rho: NDArray[np.float32]) -> NDArray[np.bool_]:

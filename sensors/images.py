@@ -27,7 +27,7 @@ from sensors.reading import crs_of, instant, reach_of, window_of
 WhenOf = Callable[[slice, slice], tuple[When, tuple[str, ...]]]
 LARGEST = 1 << 29
 """values of one Scene (2 GiB); more is a mistake in the window"""
-STRIP = 1 << 26
+STRIP = 1 << 21
 """values read at a time"""
 
 
@@ -53,7 +53,7 @@ class Image:
 def opened(path: Path, where: str) -> Iterator[h5py.File]:
     """An HDF5 file; what h5py says of a damaged one becomes a SceneError."""
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", rdcc_nbytes=1 << 26) as file:  # a row of chunks stays in memory between strips
             yield file
     except (OSError, RuntimeError, KeyError) as error:
         told = f"{where}: {path.name} cannot be read ({str(error)[:160]}): truncated or another layout; fetch it again"
@@ -152,7 +152,8 @@ def _averaged(
         gone = ~np.isfinite(stored) | (stored == (-9999 if image.fill is None else image.fill))
         if scale is None and not gone.all():
             scale, notes = _scale(image, stored, gone, where)
-        rho, blank = measured(np.where(gone, np.nan, stored * (scale or 1.0)).astype(np.float32))
+        numbers = stored.astype(np.float32, order="C") * np.float32(scale or 1.0)
+        rho, blank = measured(np.where(gone, np.float32(np.nan), numbers))
         empty += blank
         tiles = rho.reshape(channels, bottom - top, n, wide, n)
         seen = np.isfinite(tiles)
