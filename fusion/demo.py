@@ -22,7 +22,7 @@ from fusion.cube.grid import Grid
 BBOX = (-105.300, 40.000, -105.268, 40.024)
 """a simulated 2.7 km square, placed near Boulder because a MODIS cell leans by 50 degrees there"""
 PERIOD = ("2024-05-01", "2024-07-10")
-SENSORS = ("modis-mcd43a4", "landsat-8", "landsat-9", "airborne")
+SENSORS = ("modis-mcd43a4", "landsat-8", "airborne")
 
 JOB = """\
 # Written by the demonstration; `fusion run` accepts it again.
@@ -61,8 +61,9 @@ def simulated_archive(folder: Path) -> tuple[Grid, object]:
     from fusion.simulate import world
 
     grid = Grid.from_bbox(BBOX, "EPSG:32613", 30.0, align=15.0)
-    made = world(grid, *PERIOD, seed=7)
-    made.archive(folder, SENSORS)
+    made = world(grid, *PERIOD, seed=7, finer=2)
+    patch = grid.crop(slice(30, 50), slice(30, 50))
+    made.archive(folder, SENSORS, flights=[("airborne", "2024-06-05", patch)], pixel=5.0)
     return grid, made
 
 
@@ -89,7 +90,7 @@ def main(folder: str = "demo") -> int:
             return 2
         shutil.rmtree(place)
     place.mkdir(parents=True)
-    out.rule("1/3  simulate: MODIS, Landsat 8 and 9 and an aircraft look at a world with known truth")
+    out.rule("1/3  simulate: MODIS, Landsat 8 and an aircraft look at a world with known truth")
     _, made = simulated_archive(place / "archive")
     job = Job.load(write_job(place))
     out.rule("2/3  fuse: catalog -> tiles -> Zarr cube")
@@ -129,8 +130,8 @@ def picture(url: str, made: object, path: Path) -> list[str]:
     actual = np.einsum("bk,tkyx->btyx", weights @ address.basis.components, truth) + (weights @ address.basis.mean)[:, None, None, None]
     bands = cube.fusion.bands("landsat-8")[["mean", "sd"]].transpose("band", "time", "y", "x").compute()
     error = bands["mean"].values - actual
-    looks = {n: made.looks(n) for n in ("landsat-8", "landsat-9", "modis-mcd43a4")}  # type: ignore[attr-defined]
-    flown = [centre_of(s.when) for n in ("landsat-8", "landsat-9") for s in looks[n] if s.seen > 0.3]
+    looks = {n: made.looks(n) for n in ("landsat-8", "modis-mcd43a4")}  # type: ignore[attr-defined]
+    flown = [centre_of(s.when) for s in looks["landsat-8"] if s.seen > 0.3]
     gap = [min(abs((t - f) / np.timedelta64(1, "D")) for f in flown) for t in address.calendar.times]
     worst = int(np.argmax(gap))
     lines = [
@@ -141,7 +142,7 @@ def picture(url: str, made: object, path: Path) -> list[str]:
     ]
     day = address.calendar.times[worst]
     nearest = {n: min(s, key=lambda v: abs(centre_of(v.when) - day)) for n, s in looks.items() if s}
-    fine = min((s for n in ("landsat-8", "landsat-9") for s in looks[n] if s.seen > 0.3), key=lambda v: abs(centre_of(v.when) - day))
+    fine = min((s for s in looks["landsat-8"] if s.seen > 0.3), key=lambda v: abs(centre_of(v.when) - day))
     nir = names.index("nir08")
     panels = [
         (_band(nearest["modis-mcd43a4"]), f"MODIS, {str(centre_of(nearest['modis-mcd43a4'].when))[:10]}", "viridis"),
