@@ -13,7 +13,7 @@ the small ones. Bands are reduced to one channel per canonical component by P = 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ from fusion.process.hierarchy import LEVELS, Hierarchy, Hyper
 Plane = NDArray[np.float32]
 Rows = dict[str, NDArray[Any]]
 
-MOST = {"place": 24, "object": 40, "pixel": 96}
+MOST = {"class": 12, "place": 24, "object": 40, "pixel": 96}
 """probes of each small scale"""
 LOOKS = 40
 """looks of one probe at most: more are dealt out to several probes (scene, class) or thinned (the others)"""
@@ -72,8 +72,8 @@ class Probes:
     """(J, K, n, n) covariance of the stated discrepancy at lag 0"""
     lag: Array
     """(J, n, n) time differences in units of the stated correlation time"""
-    scale: tuple[str, ...] = field(default=(), metadata={"static": True})
-    """(J,) the scale of each probe"""
+    scale: Array
+    """(J,) int32 index into LEVELS; -1 = padding"""
 
 
 def contrasts(hierarchy: Hierarchy, seed: int) -> Iterator[tuple[str, Plane, Plane]]:
@@ -82,10 +82,10 @@ def contrasts(hierarchy: Hierarchy, seed: int) -> Iterator[tuple[str, Plane, Pla
     _, _, height, width = hierarchy.shape
     zero = np.zeros((height, width), np.float32)
     yield "scene", zero + 1, zero
-    shares = np.asarray(hierarchy.spaces["class"].weight)
-    for share in shares[: len(shares) - 1]:  # memberships sum to 1: the last contrast repeats the others
-        if share.std() > 1e-3:
-            yield "class", share.astype(np.float32), (1 - share).astype(np.float32)
+    shares = np.asarray(hierarchy.spaces["class"].weight, np.float32)
+    for i in rng.permutation(len(shares) - 1)[: MOST["class"]]:  # where memberships sum to 1 the last contrast repeats the others
+        if shares[i].std() > 1e-3:
+            yield "class", shares[i], shares[i].max() - shares[i]
     yield from _blocks(hierarchy, zero, rng)
     yield from _objects(np.asarray(hierarchy.spaces["object"].label), zero, rng)
 
@@ -274,8 +274,9 @@ def probe(looks: Sequence[Looks], hierarchy: Hierarchy, hyper: Hyper, seed: int 
 
 
 def _stack(batch: list[tuple[str, Rows]]) -> Probes:
-    """Pad to the largest number of looks (rounded up to 8, so that tiles share a compile) and stack."""
+    """Pad looks to a multiple of 8 and probes to one of 32, so that tiles share a compile, and stack."""
     size = -(-max(len(b["value"]) for _, b in batch) // 8) * 8
+    spare = -len(batch) % 32
 
     def pad(name: str, array: NDArray[Any]) -> NDArray[Any]:
         rest = array.ndim - 1
@@ -284,7 +285,10 @@ def _stack(batch: list[tuple[str, Rows]]) -> Probes:
         return np.pad(array, [*[(0, 0)] * (rest - 1), *[(0, size - array.shape[-1])] * 2])
 
     arrays = {
-        name: jnp.asarray(np.stack([pad(name, b[name]) for _, b in batch]), jnp.int32 if name == "sensor" else jnp.float32)
+        name: jnp.asarray(
+            np.stack([pad(name, b[name]) for _, b in batch] + [pad(name, 0 * batch[0][1][name])] * spare),
+            jnp.int32 if name == "sensor" else jnp.float32,
+        )
         for name in batch[0][1]
     }
-    return Probes(**arrays, scale=tuple(scale for scale, _ in batch))
+    return Probes(**arrays, scale=jnp.asarray([LEVELS.index(name) for name, _ in batch] + [-1] * spare, jnp.int32))

@@ -1,0 +1,155 @@
+"""The posterior of the hyperparameters: a normal in the white space u of `Hyper.from_white`, where N(0, I) is the prior."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jax import Array
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from fusion.infer.collapsed import probed
+from fusion.infer.looks import Looks
+from fusion.infer.posterior import Status
+from fusion.infer.probes import Probes, probe
+from fusion.process.hierarchy import LEVELS, Hierarchy, Hyper
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Theta:
+    """q(u): what an engine learned of the hyperparameters."""
+
+    mean: Vector
+    """(D,)"""
+    root: NDArray[np.float64]
+    """(D, D) lower triangle, root root^T the covariance"""
+    draws: NDArray[np.float64]
+    """(S, D) of the posterior of u: antithetic normal draws, or the sampler's own, thinned"""
+    rank: int
+    sensors: tuple[str, ...]
+    status: Status = Status.OK
+    message: str = ""
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sd(self) -> Vector:
+        """(D,)"""
+        return np.sqrt((self.root**2).sum(1))
+
+    @property
+    def hyper(self) -> Hyper:
+        """theta at the mean of u."""
+        return Hyper.from_white(self.mean, self.rank, self.sensors)
+
+    @property
+    def hypers(self) -> list[Hyper]:
+        """theta of every draw."""
+        return [Hyper.from_white(u, self.rank, self.sensors) for u in self.draws]
+
+    def table(self) -> dict[str, tuple[float, float, float]]:
+        """name -> (median, low, high) of each parameter, central 90 %."""
+        ends = [np.concatenate([np.ravel(np.asarray(v)) for v in _leaves(u, self)]) for u in (
+            self.mean, self.mean - 1.645 * self.sd, self.mean + 1.645 * self.sd)]
+        return {name: (float(a), float(b), float(c)) for name, a, b, c in zip(self.hyper.names(), *ends, strict=True)}
+
+
+def _leaves(u: Vector, theta: Theta) -> list[Array]:
+    return jax.tree_util.tree_leaves(Hyper.from_white(u, theta.rank, theta.sensors))
+
+
+Prior = tuple[Array, Array]
+"""mean and sd (D,) of u"""
+Evidence = tuple[tuple[Probes, ...], Hierarchy, Prior]
+"""all arrays that the log posterior of u needs: arguments of what is compiled, never constants in it"""
+
+
+def evidence(batches: tuple[Probes, ...], hierarchy: Hierarchy, prior: tuple[Any, Any] | None, size: int) -> Evidence:
+    """Gathered without the tile's own spaces, so that tiles of one calendar share a compile. prior None = N(0, I)."""
+    bare = replace(hierarchy, spaces={}, rows=jnp.zeros(0, jnp.int32), cols=jnp.zeros(0, jnp.int32))
+    mean, sd = prior if prior is not None else (np.zeros(size), np.ones(size))
+    return batches, bare, (jnp.asarray(mean, jnp.float32), jnp.asarray(sd, jnp.float32))
+
+
+def log_posterior(u: Array, known: Evidence, sensors: tuple[str, ...]) -> Array:
+    """log p(u | probes) up to a constant."""
+    batches, hierarchy, (mean, sd) = known
+    return probed(u, batches, hierarchy, sensors) - 0.5 * (((u - mean) / sd) ** 2).sum()
+
+
+Place = tuple[Array, Array]
+"""(mode (D,), root (D, D)): u = mode + root e, so that e is about N(0, I) under the posterior"""
+
+
+def whitened(known: Evidence, place: Place, sensors: tuple[str, ...]) -> None:
+    """The collapsed model as numpyro sees it, for SVI and NUTS alike: e with the density of u = mode + root e."""
+    mode, root = place
+    free = dist.ImproperUniform(dist.constraints.real_vector, (), (mode.shape[0],))
+    e = numpyro.sample("e", free)
+    numpyro.factor("log_posterior", log_posterior(mode + root @ e, known, sensors))
+
+
+@cache
+def climb(sensors: tuple[str, ...]) -> Any:
+    """(u, evidence) -> (log posterior of u, its gradient), compiled once per shape."""
+    return jax.jit(jax.value_and_grad(lambda u, known: log_posterior(u, known, sensors)))
+
+
+def laplace(known: Evidence, sensors: tuple[str, ...], *, steps: int = 60) -> tuple[Vector, NDArray[np.float64], float]:
+    """(mode (D,), covariance (D, D), log posterior at the mode): quasi-Newton ascent, curvature by differences of gradients.
+
+    The curvature is never taken as weaker than half the prior's: a flat or rising direction keeps about its prior width.
+    """
+    both, (mean, sd) = climb(sensors), (np.asarray(v, np.float64) for v in known[2])
+
+    def down(u: Vector) -> tuple[float, Vector]:
+        value, slope = both(jnp.asarray(u, jnp.float32), known)
+        return -float(value), -np.nan_to_num(np.asarray(slope, np.float64))
+
+    found = minimize(down, mean, jac=True, method="L-BFGS-B", options={"maxiter": steps, "maxfun": 2 * steps})
+    mode = np.asarray(found.x)
+    centre, width = down(mode)[1], 0.1 * sd
+    curvature = np.stack([(down(mode + e)[1] - centre) / w for e, w in zip(np.diag(width), width, strict=True)])
+    scaled = sd[:, None] * (curvature + curvature.T) / 2 * sd[None, :]
+    values, vectors = np.linalg.eigh(scaled)
+    inverse = (vectors / np.maximum(values, 0.5)) @ vectors.T
+    return mode, sd[:, None] * inverse * sd[None, :], -float(found.fun)
+
+
+def antithetic(mean: Vector, root: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:
+    """(draws, D) of N(mean, root root^T) in pairs mean +- d, whose average is the mean; one draw is the mean itself."""
+    if draws <= 1:
+        return np.asarray(mean, np.float64)[None]
+    rng = np.random.default_rng([seed, 17])
+    half = rng.standard_normal((-(-draws // 2), len(mean))) @ root.T
+    return np.concatenate([mean + half, mean - half])[:draws]
+
+
+def of_prior(known: Evidence, rank: int, sensors: tuple[str, ...], draws: int, seed: int) -> Theta:
+    """Without data the posterior is the prior."""
+    mean, sd = (np.asarray(v, np.float64) for v in known[2])
+    root = np.diag(sd)
+    return Theta(mean, root, antithetic(mean, root, draws, seed), rank, sensors, Status.NO_DATA, Status.NO_DATA.value)
+
+
+def start(
+    series: Sequence[Looks], hierarchy: Hierarchy, hyper: Hyper, prior: tuple[Any, Any] | None, seed: int
+) -> tuple[Evidence, Place | None, dict[str, Any]]:
+    """(evidence, place, diagnostics) where both engines begin: probes and their Laplace approximation; no place without data."""
+    batches = probe(tuple(series), hierarchy, hyper, seed)
+    known = evidence(batches, hierarchy, prior, Hyper.size(hyper.rank, len(hyper.sensors)))
+    if not batches:
+        return known, None, {}
+    mode, covariance, value = laplace(known, hyper.sensors)
+    scales = np.concatenate([np.asarray(batch.scale) for batch in batches])
+    found = {"log_posterior_at_mode": value, "probes": {name: int((scales == i).sum()) for i, name in enumerate(LEVELS)}}
+    return known, (jnp.asarray(mode, jnp.float32), jnp.asarray(np.linalg.cholesky(covariance), jnp.float32)), found

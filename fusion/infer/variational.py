@@ -1,0 +1,78 @@
+"""The default engine: q(theta) q(field | theta), the field collapsed while theta is learned and exact afterwards.
+
+q(theta) is a multivariate normal in white space, found by numpyro's SVI on log p(probes | theta) (`collapsed`) from a
+Laplace start; q(field | theta) is the exact Gaussian of `gaussian`, mixed over a few draws of theta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer.autoguide import AutoMultivariateNormal
+from numpyro.infer.initialization import init_to_value
+from numpyro.optim import Adam
+
+from fusion.infer.looks import Looks
+from fusion.infer.theta import Evidence, Place, Theta, antithetic, of_prior, start, whitened
+from fusion.process.hierarchy import Hierarchy, Hyper
+
+
+@cache
+def _refine(size: int, sensors: tuple[str, ...], rate: float, particles: int) -> Any:
+    """(key, evidence, place, keep) -> (losses, loc, root) of the guide in whitened coordinates, averaged with weights `keep`.
+
+    The guide starts as N(0, I), which is the Laplace approximation.
+    """
+
+    def model(known: Evidence, place: Place) -> None:
+        whitened(known, place, sensors)
+
+    guide = AutoMultivariateNormal(model, init_loc_fn=init_to_value(values={"e": jnp.zeros(size)}), init_scale=1.0)
+    svi = SVI(model, guide, Adam(rate), Trace_ELBO(num_particles=particles))
+
+    def run(key: Array, known: Evidence, place: Place, keep: Array) -> tuple[Array, Array, Array]:
+        state = svi.init(key, known, place)
+
+        def step(carry: Any, share: Array) -> tuple[Any, Array]:
+            state, total = carry
+            state, loss = svi.update(state, known, place)
+            return (state, jax.tree.map(lambda t, p: t + share * p, total, svi.get_params(state))), loss
+
+        zero = jax.tree.map(jnp.zeros_like, svi.get_params(state))
+        (_, mean), losses = jax.lax.scan(step, (state, zero), keep)
+        return losses, mean["auto_loc"], mean["auto_scale_tril"]
+
+    return jax.jit(run)
+
+
+def learn(
+    series: Sequence[Looks], hierarchy: Hierarchy, hyper: Hyper, *, prior: tuple[Any, Any] | None = None, draws: int = 4,
+    steps: int = 100, seed: int = 0, rate: float = 0.02, particles: int = 2,
+) -> Theta:
+    """q(theta) of one tile.
+
+    hyper: names the sensors and guesses theta. prior: mean and sd (D,) of u, as `Population.prior` gives them; None = N(0, I).
+    draws: of theta. steps: of SVI after the Laplace start. Without data the answer is the prior, with status NO_DATA.
+    Deterministic by seed.
+    """
+    known, place, found = start(series, hierarchy, hyper, prior, seed)
+    if place is None:
+        return of_prior(known, hyper.rank, hyper.sensors, draws, seed)
+    mean, root = (np.asarray(v, np.float64) for v in place)
+    if steps:
+        keep = np.zeros(steps, np.float32)
+        keep[steps // 2 :] = 1 / (steps - steps // 2)
+        refine = _refine(len(mean), hyper.sensors, rate, particles)
+        losses, shift, turn = (np.asarray(v, np.float64) for v in refine(jax.random.key(seed), known, place, jnp.asarray(keep)))
+        # A step out of the region where covariances can be factored leaves no finite number: the Laplace start then stands.
+        if np.isfinite(losses).all() and np.isfinite(shift).all() and losses.max() < 1e20:
+            mean, root = mean + root @ shift, np.asarray(root @ turn)
+            found["elbo"] = float(-losses[steps // 2 :].mean())
+    return Theta(mean, root, antithetic(mean, root, draws, seed), hyper.rank, hyper.sensors, diagnostics=found)
