@@ -133,6 +133,10 @@ class Calendar:
         weights[~inside] = 0.0
         return weights
 
+    def weights_at(self, days: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N, T) weights of instants given as days since the first latent time, as in `weights`."""
+        return self._hat(np.asarray(days, dtype=np.float64))
+
     def weights(self, when: When) -> NDArray[np.float64]:
         """How an acquisition weighs the latent times: tau, rows summing to 1, or to 0 where it falls outside the calendar.
 

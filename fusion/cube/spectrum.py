@@ -15,7 +15,8 @@ from fusion.errors import JobError
 
 __all__ = ["DROPPED", "NODES", "SHOULDERS", "Response", "Spectra", "SpectralBasis", "leading", "within"]
 
-ARRAYS = ("wavelengths", "mean", "components", "prior", "residual_var")
+ARRAYS = ("wavelengths", "mean", "components", "prior", "residual_var", "correlated")
+KEPT = 12  # columns of the correlated residual
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,8 @@ class SpectralBasis:
     """One Gaussian belief over all spectra of the world, low-rank plus diagonal.
 
     r(lambda) = mean(lambda) + sum_k components(lambda, k) z_k + residual(lambda),  z ~ N(0, prior),
-    residual ~ N(0, diag(residual_var)). Between nodes a spectrum is linear in wavelength.
+    residual ~ N(0, F F^T + D), D diagonal. What the components leave out is smooth in wavelength: taken as independent between
+    nodes it would average out within a band, which real spectra do not. Between nodes a spectrum is linear in wavelength.
     """
 
     wavelengths: Array
@@ -79,21 +81,27 @@ class SpectralBasis:
     prior: Array
     """(K, K) covariance of z over the spectra of the world"""
     residual_var: Array
-    """(L,) out-of-subspace variance, reflectance squared"""
+    """(L,) out-of-subspace variance, reflectance squared: the diagonal of F F^T + D"""
     source: str = "user"
     """where it was learned, for provenance"""
     offsets: Mapping[str, Array] = field(default_factory=dict)
     """scene id -> (L,) systematic error of that hyperspectral acquisition, reflectance: part of the data, never of the field"""
     discrete: bool = False
     """the nodes are bands, not samples of a spectrum: a response reads the one node nearest to its centroid"""
+    correlated: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    """(L, R) F, the part of the residual that is correlated between wavelengths; empty = there is none"""
 
     def __post_init__(self) -> None:
+        if np.size(self.correlated) == 0:
+            object.__setattr__(self, "correlated", np.zeros((np.size(self.wavelengths), 0)))
         for name in ARRAYS:
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
         object.__setattr__(self, "offsets", {str(k): np.asarray(v, dtype=np.float64) for k, v in self.offsets.items()})
         nodes = self.wavelengths.size
         rank = self.components.shape[-1]
-        wanted = dict.fromkeys(ARRAYS, (nodes,)) | {"components": (nodes, rank), "prior": (rank, rank)}
+        wanted = dict.fromkeys(ARRAYS, (nodes,)) | {
+            "components": (nodes, rank), "prior": (rank, rank), "correlated": (nodes, self.correlated.shape[-1]),
+        }  # fmt: skip
         for name, shape in wanted.items():
             if getattr(self, name).shape != shape or not np.isfinite(getattr(self, name)).all():
                 raise JobError(f"spectral basis: {name} has shape {getattr(self, name).shape}, must be {shape} and finite")
@@ -119,7 +127,13 @@ class SpectralBasis:
     @property
     def covariance(self) -> Array:
         """(L, L) covariance of a spectrum before looking."""
-        return np.asarray(self.components @ self.prior @ self.components.T + np.diag(self.residual_var))
+        return np.asarray(self.components @ self.prior @ self.components.T + self.residual(np.eye(self.mean.size)))
+
+    def residual(self, weights: Array) -> Array:
+        """(B, B) out-of-subspace covariance of bands with these weights (B, L) on the nodes."""
+        shared = weights @ self.correlated
+        own = np.maximum(self.residual_var - (self.correlated**2).sum(1), 0.0)
+        return np.asarray(shared @ shared.T + (weights * own) @ weights.T)
 
     @classmethod
     def library(cls, rank: int = 12) -> SpectralBasis:
@@ -132,8 +146,10 @@ class SpectralBasis:
         if not 1 <= rank <= most:
             raise JobError(f"asked for {rank} spectral components: the shipped library has 1 to {most}")
         components, variances = stored["components"][:, :rank], stored["variances"][:rank]
-        left = stored["total_var"] - components**2 @ variances
-        return cls(NODES, stored["mean"], components, np.diag(variances), np.maximum(left, 1e-7), str(stored["source"]))
+        left = np.maximum(stored["total_var"] - components**2 @ variances, 1e-7)
+        rest = slice(rank, rank + KEPT)
+        correlated = stored["components"][:, rest] * np.sqrt(stored["variances"][rest])
+        return cls(NODES, stored["mean"], components, np.diag(variances), left, str(stored["source"]), correlated=correlated)
 
     @classmethod
     def of_bands(
@@ -154,9 +170,9 @@ class SpectralBasis:
             return cls(nodes, np.asarray(mean), unit, covariance + floor * unit, np.zeros(nodes.size), source, discrete=True)
         if not 1 <= rank <= nodes.size:
             raise JobError(f"asked for {rank} components of {nodes.size} bands")
-        components, variances = leading(covariance, rank)
-        left = np.maximum(np.diag(covariance) - components**2 @ variances, 0.0)
-        return cls(nodes, np.asarray(mean), components, np.diag(variances), left, source, discrete=True)
+        axes, variances = leading(covariance, nodes.size)
+        prior, rest = np.diag(variances[:rank]), axes[:, rank:] * np.sqrt(variances[rank:])
+        return cls(nodes, np.asarray(mean), axes[:, :rank], prior, (rest**2).sum(1), source, discrete=True, correlated=rest)
 
     @classmethod
     def hybrid(cls, library: SpectralBasis, looks: Sequence[Spectra], rank: int = 12, extra: int = 4) -> SpectralBasis:
@@ -198,10 +214,13 @@ class SpectralBasis:
         components = np.linalg.qr(np.concatenate([base, new], axis=1))[0]
         prior = components.T @ covariance @ components
         left_out = np.eye(len(covariance)) - components @ components.T
-        residual = np.diag(left_out @ covariance @ left_out)
+        left_out = left_out @ covariance @ left_out
+        correlated, size = leading(left_out, KEPT)
+        residual = np.diag(left_out)
         source = f"{library.source} + {extra} components of {', '.join(look.id for look in looks)} ({count} spectra)"
         mean, residual = library.mean + share * step, np.maximum(residual, 1e-7)
-        return cls(library.wavelengths, mean, components, 0.5 * (prior + prior.T), residual, source, offsets)
+        prior = 0.5 * (prior + prior.T)
+        return cls(library.wavelengths, mean, components, prior, residual, source, offsets, correlated=correlated * np.sqrt(size))
 
     def weights(self, responses: Sequence[Response]) -> Array:
         """(B, L) how bands with these responses weigh the nodes."""
@@ -220,7 +239,7 @@ class SpectralBasis:
     def responses(self, responses: Sequence[Response]) -> tuple[Array, Array, Array]:
         """(H (B, K), mean (B,), residual variance (B,)) of bands with these responses: band = mean + H z + N(0, var)."""
         weights = self.weights(responses)
-        return weights @ self.components, weights @ self.mean, weights**2 @ self.residual_var
+        return weights @ self.components, weights @ self.mean, np.diag(self.residual(weights))
 
     def offset(self, scene_id: str, responses: Sequence[Response]) -> Array:
         """(B,) the systematic error of one acquisition in these channels, to be taken off its data; 0 if unknown."""
@@ -234,7 +253,7 @@ class SpectralBasis:
         weights: (B, L); values: (N, B) finite; variance: (B,).
         """
         design = weights @ self.components
-        noise = (weights * self.residual_var) @ weights.T + np.diag(variance)
+        noise = self.residual(weights) + np.diag(variance)
         gain = np.linalg.solve(design @ self.prior @ design.T + noise, design @ self.prior).T
         return (values - weights @ self.mean) @ gain.T, self.prior - gain @ design @ self.prior
 
@@ -257,7 +276,8 @@ class SpectralBasis:
         """The inverse of `to_attrs`."""
         arrays = {name: np.array(attrs[name], dtype=np.float64) for name in ARRAYS}
         rank = arrays["prior"].shape[0]
-        arrays["components"] = arrays["components"].reshape(-1, rank)
+        nodes = arrays["wavelengths"].size
+        arrays |= {"components": arrays["components"].reshape(nodes, rank), "correlated": arrays["correlated"].reshape(nodes, -1)}
         return cls(**arrays, source=attrs["source"], offsets=attrs["offsets"], discrete=attrs["discrete"])
 
 

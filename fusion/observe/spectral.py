@@ -55,7 +55,7 @@ def reduce_channels(
     data, precision, seen, centres = data[kept], precision[kept], seen[kept], centres[kept]
     weights = basis.weights([r for r, k in zip(responses, kept, strict=True) if k])
     colour, mean = weights @ basis.components, weights @ basis.mean
-    residual = (weights * basis.residual_var) @ weights.T
+    residual = basis.residual(weights)
     distance = np.abs(centres[:, None] - centres)
     haze = offset_sd**2 * np.exp(-distance / HAZE_LENGTH)
     if len(colour) <= basis.rank:

@@ -39,6 +39,7 @@ def bases(draw: st.DrawFn) -> SpectralBasis:
     return SpectralBasis(
         400 + np.cumsum(rng.uniform(1, 200, nodes)), rng.uniform(0, 1, nodes), rng.standard_normal((nodes, rank)),
         root @ root.T + 0.1 * np.eye(rank), rng.uniform(0, 1e-3, nodes), draw(st.text(max_size=20)), offsets, draw(st.booleans()),
+        rng.standard_normal((nodes, draw(st.integers(0, 3)))),
     )  # fmt: skip
 
 

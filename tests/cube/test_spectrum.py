@@ -94,6 +94,13 @@ def test_cutting_the_library_moves_variance_but_loses_none(rank: int) -> None:
     assert np.allclose(basis.components.T @ basis.components, np.eye(rank), atol=1e-5)
     assert np.allclose(np.diag(basis.covariance), np.diag(whole.covariance), rtol=1e-3, atol=2e-7)
     assert (basis.components == whole.components[:, :rank]).all()
+    if rank >= 28:  # the correlated part holds 12 components: nothing is lost at all
+        assert np.allclose(basis.covariance, whole.covariance, atol=3e-7)
+    bands = tuple(Response.gaussian(c, w) for c, w in ((482, 60), (655, 37), (865, 28), (1609, 85), (2201, 187)))
+    colour, _, var = basis.responses(bands)
+    weights = whole.weights(bands)
+    total = np.diag(colour @ basis.prior @ colour.T) + var
+    assert np.allclose(total, np.diag(weights @ whole.covariance @ weights.T), rtol=0.02)
     assert "earthlib" in basis.source
     with pytest.raises(JobError, match="1 to 40"):
         SpectralBasis.library(41)
@@ -123,6 +130,7 @@ def test_bands_as_a_basis() -> None:
     cut = SpectralBasis.of_bands(centroids, np.full(4, 0.2), covariance, rank=2)
     assert np.allclose(np.diag(cut.covariance), np.diag(covariance))
     assert cut.rank == 2
+    assert np.allclose(cut.covariance, covariance)
 
 
 def test_conditioning_is_that_of_the_dense_gaussian() -> None:
