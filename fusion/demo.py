@@ -127,7 +127,8 @@ def picture(url: str, made: object, path: Path) -> list[str]:
     facts = sensor("landsat-8")
     weights = np.stack([b.response.on(address.basis.wavelengths) for b in facts.bands])
     names = [b.name for b in facts.bands]
-    actual = np.einsum("bk,tkyx->btyx", weights @ address.basis.components, truth) + (weights @ address.basis.mean)[:, None, None, None]
+    actual = np.einsum("bk,tkyx->btyx", weights @ address.basis.components, truth)
+    actual += (weights @ address.basis.mean)[:, None, None, None]
     bands = cube.fusion.bands("landsat-8")[["mean", "sd"]].transpose("band", "time", "y", "x").compute()
     error = bands["mean"].values - actual
     looks = {n: made.looks(n) for n in ("landsat-8", "modis-mcd43a4")}  # type: ignore[attr-defined]
