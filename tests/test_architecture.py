@@ -7,7 +7,9 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LEVEL = {"errors": 0, "cube": 1, "observe": 2, "process": 2, "infer": 3, "simulate": 3, "testing": 3, "service": 4, "explore": 5, "demo": 6}
+LEVEL = {
+    "errors": 0, "cube": 1, "observe": 2, "process": 2, "infer": 3, "simulate": 3, "testing": 3, "service": 4, "explore": 5, "demo": 6,
+}  # fmt: skip
 HOME = {
     "numpyro": {"infer"}, "jax": {"observe", "process", "infer"},
     "dask": {"service", "explore"}, "distributed": {"service"}, "zarr": {"service", "explore"},
@@ -65,7 +67,7 @@ def test_heavy_libraries_have_one_home() -> None:
 def test_there_are_no_import_cycles() -> None:
     modules = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in FILES + SENSORS}
     graph = {
-        name: {other for other in imports(path) if other in modules and other != name and not path.name == "__init__.py"}
+        name: {other for other in imports(path) if other in modules and other != name and path.name != "__init__.py"}
         for name, path in modules.items()
     }
     TopologicalSorter(graph).prepare()
