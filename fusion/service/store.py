@@ -95,19 +95,25 @@ class CubeStore:
             objects.put("status/claim.json", {"format": FORMAT, "fingerprint": fingerprint, "ready": True})
         return cls.open(url)
 
+    @staticmethod
+    def claim(url: Any) -> dict[str, Any] | None:
+        """Whose cube lies at an address (format, fingerprint, ready), or None; touches nothing."""
+        try:
+            found = Objects(normal_url(url), read_only=True).get("status/claim.json")
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+        return found if isinstance(found, dict) else None
+
     @classmethod
     def open(cls, url: Any, *, read_only: bool = False) -> CubeStore:
         """An existing cube; StoreError if there is none, if it is half created, or if it was damaged."""
         url = normal_url(url)
-        objects = Objects(url, read_only=read_only)
-        try:
-            claim = objects.get("status/claim.json")
-        except StoreError as error:
-            if not isinstance(error.__cause__, FileNotFoundError):
-                raise
-            claim = None
-        if not isinstance(claim, dict):
+        claim = cls.claim(url)
+        if claim is None:
             raise StoreError(f"{url} holds no cube: check the address, or make one with `fusion run`")
+        objects = Objects(url, read_only=read_only)
         if claim.get("format") != FORMAT:
             raise StoreError(f"{url} has format {claim.get('format')!r}, this version reads {FORMAT}: use the one that wrote it")
         if not claim.get("ready"):

@@ -108,18 +108,23 @@ def _brief(record: dict[str, Any]) -> dict[str, Any]:
     return brief | {"failed": len(record.get("failed_scenes") or [])}
 
 
+def _engines() -> Fit:
+    """`fusion.infer.fit`, imported where the work is: a driver that only schedules needs no JAX."""
+    from fusion.infer import fit
+
+    return fit
+
+
 def _fused(
     at: Desk, tile: Tile, fit: Fit | None, read_retries: int, prior: tuple[list[float], list[float]] | None
 ) -> tuple[Any, dict[str, Any]]:
     """The posterior of a tile and its record."""
-    if fit is None:
-        from fusion.infer import fit
     engine, cube = at.job.engine, Cube(tile.grid, at.store.cube.calendar, at.store.cube.basis)
     began = time.perf_counter()
     observations, record = look(at, tile, cube, read_retries)
     SECONDS.labels("read").observe(time.perf_counter() - began)
     extra = {} if prior is None else {"prior": (np.array(prior[0]), np.array(prior[1]))}
-    posterior = fit(
+    posterior = (fit or _engines())(
         observations, cube, engine=engine.name, draws=at.job.output.draws, seed=engine.seed, origin=tile.origin,
         **engine.settings, **extra,
     )
@@ -131,7 +136,7 @@ def _fused(
     if record["failed_scenes"] and status is Status.OK:
         status = Status.READ_FAILED
         message = f"{len(record['failed_scenes'])} scenes could not be read: {record['failed_scenes'][0]['reason']}"
-    hyper = getattr(posterior, "hyper", None)
+    hyper: Any = getattr(posterior, "hyper", None)
     return posterior, {
         "status": status.name, "message": message, "chi_square": posterior.chi_square, **record,
         "theta": hyper.to_attrs() if hasattr(hyper, "to_attrs") else None, "diagnostics": getattr(posterior, "diagnostics", {}),
