@@ -8,7 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVEL = {
-    "errors": 0, "cube": 1, "observe": 2, "process": 2, "infer": 3, "simulate": 3, "testing": 3, "service": 4, "explore": 5, "demo": 6,
+    "errors": 0, "cube": 1, "observe": 2, "process": 2, "infer": 3, "simulate": 3, "testing": 3, "service": 4, "explore": 5,
+    "demo": 6,
 }  # fmt: skip
 HOME = {
     "numpyro": {"infer"}, "jax": {"observe", "process", "infer"},
