@@ -1,8 +1,8 @@
 """NUTS over the hyperparameters with the field collapsed; the field is drawn exactly for some of its draws afterwards.
 
 Chains run in the whitened space of the Laplace approximation, where the posterior is close to N(0, I): a unit mass matrix
-fits and trajectories are short. R-hat (split), effective sample sizes and divergences decide between OK and BAD_SAMPLES (Vehtari et
-al. 2021, Bayesian Analysis 16).
+fits and trajectories are short. R-hat (split), effective sample sizes and divergences decide between OK and BAD_SAMPLES
+(Vehtari et al. 2021, Bayesian Analysis 16).
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import numpy as np
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import MCMC, NUTS
 
+from fusion.cube.cube import Cube
 from fusion.infer.looks import Looks
-from fusion.infer.posterior import Status
+from fusion.infer.mixture import aligned, fit_with
+from fusion.infer.posterior import Posterior, Status
 from fusion.infer.theta import Evidence, Place, Theta, of_prior, start, whitened
 from fusion.process.hierarchy import Hierarchy, Hyper
 
@@ -70,7 +72,7 @@ def sample(
     names = Hyper.from_white(mode, hyper.rank, hyper.sensors).names()
     bad = not np.isfinite(u).all() or not found["r_hat"] <= R_HAT or divergent > DIVERGENT
     flat = np.nan_to_num(u.reshape(-1, u.shape[-1]))
-    covariance = np.atleast_2d(np.cov(flat.T)) + 1e-9 * np.eye(flat.shape[1])
+    covariance = np.atleast_2d(np.cov(flat.T)).astype(np.float64) + 1e-9 * np.eye(flat.shape[1])
     message = Status.OK.value
     if bad:
         worst = int(np.nanargmax(r_hat)) if np.isfinite(r_hat).any() else 0
@@ -79,4 +81,28 @@ def sample(
     return Theta(
         flat.mean(0), np.linalg.cholesky(covariance), picked, hyper.rank, hyper.sensors,
         Status.BAD_SAMPLES if bad else Status.OK, message, found,
+    )
+
+
+def fit(
+    observations: Sequence[Any], cube: Cube, *, hyper: Hyper | None = None, draws: int = 16, seed: int = 0,
+    origin: tuple[int, int] = (0, 0), prior: Any = None, thetas: int = 8, samples: int = 500, warmup: int = 150,
+    chains: int = 4, robust: bool = True, tolerance: float = 0.02, max_iterations: int = 100, field_samples: int = 64,
+    **settings: Any,
+) -> Posterior:
+    """The posterior of one tile, theta sampled: chains x samples draws, `thetas` of which are mixed.
+
+    Other arguments as for the variational engine; field_samples: its `samples`.
+    """
+
+    def sampled(series: Sequence[Looks], hierarchy: Hierarchy, guess: Hyper) -> Theta:
+        return sample(
+            series, hierarchy, guess, prior=aligned(prior, guess), draws=thetas, samples=samples, warmup=warmup, chains=chains,
+            seed=seed,
+        )
+
+    solver = {"tolerance": tolerance, "max_iterations": max_iterations, "samples": field_samples}
+    return fit_with(
+        sampled, observations, cube, hyper=hyper, draws=draws, seed=seed, origin=origin, robust=robust, settings=settings,
+        solver=solver,
     )

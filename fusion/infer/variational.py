@@ -19,7 +19,10 @@ from numpyro.infer.autoguide import AutoMultivariateNormal
 from numpyro.infer.initialization import init_to_value
 from numpyro.optim import Adam
 
+from fusion.cube.cube import Cube
 from fusion.infer.looks import Looks
+from fusion.infer.mixture import aligned, fit_with
+from fusion.infer.posterior import Posterior
 from fusion.infer.theta import Evidence, Place, Theta, antithetic, of_prior, start, whitened
 from fusion.process.hierarchy import Hierarchy, Hyper
 
@@ -76,3 +79,24 @@ def learn(
             mean, root = mean + root @ shift, np.asarray(root @ turn)
             found["elbo"] = float(-losses[steps // 2 :].mean())
     return Theta(mean, root, antithetic(mean, root, draws, seed), hyper.rank, hyper.sensors, diagnostics=found)
+
+
+def fit(
+    observations: Sequence[Any], cube: Cube, *, hyper: Hyper | None = None, draws: int = 16, seed: int = 0,
+    origin: tuple[int, int] = (0, 0), prior: Any = None, thetas: int = 4, steps: int = 100, robust: bool = True,
+    tolerance: float = 0.02, max_iterations: int = 100, samples: int = 64, **settings: Any,
+) -> Posterior:
+    """The posterior of one tile with theta learned on it.
+
+    hyper: a first guess of theta. prior: of white theta, as `mixture.Region.prior` gives it, None = N(0, I). thetas: draws
+    of theta that are mixed. robust: Student-t noise where residuals ask for it. settings: those of `problem.pose`.
+    """
+
+    def learned(series: Sequence[Looks], hierarchy: Hierarchy, guess: Hyper) -> Theta:
+        return learn(series, hierarchy, guess, prior=aligned(prior, guess), draws=thetas, steps=steps, seed=seed)
+
+    solver = {"tolerance": tolerance, "max_iterations": max_iterations, "samples": samples}
+    return fit_with(
+        learned, observations, cube, hyper=hyper, draws=draws, seed=seed, origin=origin, robust=robust, settings=settings,
+        solver=solver,
+    )
