@@ -156,6 +156,8 @@ class Field:
     """(T, K, Y, X) of z"""
     sd: Array
     """(T, K, Y, X)"""
+    canonical_var: Array
+    """(T, K, Y, X) of x, z = M x"""
     white: White
     """posterior mean of xi"""
     deviations: White
@@ -163,7 +165,7 @@ class Field:
     iterations: Array
     error: Array
     chi_square: Array
-    """(series,) mean square of residual over its expected variance given the data's own noise"""
+    """(series,) posterior mean of the squared residual in noise sd, per value: about 1 where the data agree"""
 
 
 def posterior(
@@ -179,9 +181,11 @@ def posterior(
     system = prepare(hierarchy, series, hyper, weights)
     found = _solve_all(system, key, tolerance, limit, pairs=pairs, batch=min(batch, 1 + pairs))
     white, deviations = (jax.tree.map(lambda a: a[part], found.white) for part in (0, slice(1, None)))
-    mean, chi = _summary(system, white)
-    square = _variance_exact(system, deviations) if exact else _variance(system, jax.random.fold_in(key, 2**20), samples=samples)
-    return Field(mean, jnp.sqrt(square), white, deviations, found.iterations.max(), found.error.max(), chi)
+    again = jax.random.fold_in(key, 2**20)
+    mean, chi = _summary(system, white, again)
+    canonical = _variance(system, again, samples=samples)
+    square = _variance_exact(system, deviations) if exact else jnp.einsum("jk,tkyx->tjyx", hierarchy.mixing**2, canonical)
+    return Field(mean, jnp.sqrt(square), canonical, white, deviations, found.iterations.max(), found.error.max(), chi)
 
 
 prepare = jax.jit(System.of)
@@ -202,28 +206,33 @@ def _solve_all(system: System, key: Array, tolerance: float, limit: int, *, pair
 
 
 @jax.jit
-def _summary(system: System, white: White) -> tuple[Array, Array]:
-    """(mean field z, chi-square per series)."""
+def _summary(system: System, white: White, key: Array) -> tuple[Array, Array]:
+    """(mean field z, chi-square per series): E[(y - A xi)^T N^-1 (y - A xi)] / count, its variance part from one draw of M^-1."""
     mean = system.hierarchy.field(*system.hierarchy.coefficients(white, system.factors))
-    return mean, jnp.stack([_chi_square(system, i, v) for i, v in enumerate(system.predict(white))] or [jnp.zeros(())])
+    spread = system.predict(system.preconditioner.draw(key, len(system.hierarchy.days)))
+    chi = []
+    for looks, noise, fitted, moved in zip(system.series, system.noise, system.predict(white), spread, strict=True):
+        r = jnp.where(noise.white > 0, looks.data - fitted, 0.0)
+        total = (r * noise.apply(r)).sum() + (moved * noise.apply(moved)).sum()
+        chi.append(total / jnp.maximum((noise.white > 0).sum(), 1))
+    return mean, jnp.stack(chi or [jnp.zeros(())])
 
 
 def _own_variance(system: System, inverse: Array) -> Array:
-    """(T, K, Y, X) variance of z from pixel blocks: inverse (K, R, R, Y, X) of their precision."""
+    """(T, K, Y, X) variance of x from pixel blocks: inverse (K, R, R, Y, X) of their precision."""
     root, hierarchy = system.factors.coefficient["pixel"], system.hierarchy
     design = jnp.einsum("tr,krq->ktq", hierarchy.temporal[:, : root.shape[1]], root)
-    own = jnp.einsum("ktqr,kqryx->tkyx", jnp.einsum("ktq,ktr->ktqr", design, design), inverse)
-    return jnp.einsum("jk,tkyx->tjyx", hierarchy.mixing**2, own)
+    return jnp.einsum("ktqr,kqryx->tkyx", jnp.einsum("ktq,ktr->ktqr", design, design), inverse)
 
 
 @partial(jax.jit, static_argnames="samples")
 def _variance(system: System, key: Array, *, samples: int) -> Array:
-    """(T, K, Y, X): the pixel blocks of M in closed form + the mean square of draws of what they are given, from M^-1."""
+    """(T, K, Y, X) of x: the pixel blocks of M in closed form + the mean square of draws of what they are given, from M^-1."""
     hierarchy = system.hierarchy
 
     def add_one(total: Array, i: Array) -> tuple[Array, None]:
         white = system.preconditioner.draw_upper(jax.random.fold_in(key, i), len(hierarchy.days))
-        return total + hierarchy.field(*hierarchy.coefficients(white, system.factors)) ** 2, None
+        return total + hierarchy.canonical(*hierarchy.coefficients(white, system.factors)) ** 2, None
 
     above, _ = jax.lax.scan(add_one, jnp.zeros(hierarchy.shape), jnp.arange(samples))
     return _own_variance(system, system.preconditioner.inverse) + above / max(samples, 1)
@@ -231,7 +240,7 @@ def _variance(system: System, key: Array, *, samples: int) -> Array:
 
 @jax.jit
 def _variance_exact(system: System, deviations: White) -> Array:
-    """(T, K, Y, X): blocks of Q itself in closed form + the mean square of E[draw | all but the block] = delta - B^-1 (Q delta)."""
+    """(T, K, Y, X) of z: blocks of Q itself in closed form + the mean square of E[draw | all but the block] = delta - B^-1 (Q delta)."""
     hierarchy, rank = system.hierarchy, system.hierarchy.shape[1]
     inverse = jax.lax.map(invert, jnp.moveaxis(_blocks(system), (3, 0), (0, 3)))  # row by row: (Y, R, R, K, X)
     inverse = jnp.transpose(inverse, (3, 1, 2, 0, 4))
@@ -243,7 +252,8 @@ def _variance_exact(system: System, deviations: White) -> Array:
         return total + hierarchy.field(*hierarchy.coefficients(given, system.factors)) ** 2, None
 
     above, _ = jax.lax.scan(add_one, jnp.zeros(hierarchy.shape), deviations)
-    return _own_variance(system, inverse) + above / max(len(deviations["scene"]), 1)
+    own = jnp.einsum("jk,tkyx->tjyx", hierarchy.mixing**2, _own_variance(system, inverse))
+    return own + above / max(len(deviations["scene"]), 1)
 
 
 def _blocks(system: System) -> Array:
@@ -259,15 +269,6 @@ def _blocks(system: System) -> Array:
         inner = jnp.einsum(terms, phi, phi, precision, looks.colour**2, optimize=True)
         total = total + jnp.einsum("kqa,kqrhw,krb->kabhw", root, squared.adjoint(inner), root, optimize=True)
     return total
-
-
-def _chi_square(system: System, i: int, predicted: Array) -> Array:
-    """Mean of precision x residual^2 per value, offsets, gain and discrepancy estimated and removed: about 1 where the data agree."""
-    looks, noise = system.series[i], system.noise[i]
-    r = looks.data - predicted
-    scaled = noise.apply(r)
-    count = jnp.maximum((noise.white > 0).sum(), 1)
-    return (r * scaled).sum() / count
 
 
 def log_likelihood(white: White, hierarchy: Hierarchy, series: tuple[Looks, ...], hyper: Hyper, weights: Weights | None = None) -> Array:

@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 
 from fusion.process.hierarchy import Hierarchy, Hyper, keyed_normal
 
+FLOOR = 2e-4
+"""least sd of white noise, reflectance: less than any instrument here resolves, and as far as float32 carries"""
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """numbers of looks that are compiled for; a series is padded with looks of precision 0"""
 
@@ -215,14 +217,15 @@ def _series(group: list[Any], hierarchy: Hierarchy, index: int, days_of: Any) ->
     first = group[0]
     count = next(b for b in BUCKETS if b >= len(group))
     mixing = np.asarray(hierarchy.mixing, np.float64)
-    data, precision = (_pad([getattr(o, name) for o in group], count) for name in ("data", "precision"))
+    precision = [np.clip(np.nan_to_num(np.asarray(o.precision)), 0.0, FLOOR**-2) * np.isfinite(np.asarray(o.data)) for o in group]
+    data = _pad([np.where(p > 0, np.nan_to_num(np.asarray(o.data)), 0.0) for o, p in zip(group, precision, strict=True)], count)
     shape, latent = data.shape[2:], hierarchy.shape[2:]
     days = [float(days_of(o.when)) for o in group]
     rows, cols = _places(first.layer.footprint, hierarchy)
     ids = [zlib.crc32(f"{o.sensor}/{o.scene_id}".encode()) for o in group]
     sd = float(first.discrepancy_sd)
     return Looks(
-        data, precision, first.layer.footprint, jnp.asarray(np.asarray(first.layer.colour, np.float64) @ mixing, jnp.float32),
+        data, _pad(precision, count), first.layer.footprint, jnp.asarray(np.asarray(first.layer.colour, np.float64) @ mixing, jnp.float32),
         _pad([o.layer.tau for o in group], count), jnp.asarray(days + [days[-1]] * (count - len(days)), jnp.float32),
         *(jnp.asarray(a, jnp.float32) for a in (first.layer.mean, first.residual_var, first.offset_sd, first.gain_sd)),
         jnp.asarray([sd, max(float(first.discrepancy_days), 0.1)], jnp.float32),

@@ -172,6 +172,15 @@ class Preconditioner:
         top = jax.vmap(lambda c, b: cho_solve((c, True), b))(self.top, right)
         return self._down(top, objects, pixels, steps)
 
+    def draw(self, key: Array, steps: int) -> White:
+        """A draw from N(0, M^-1) of every level."""
+        upper = self.draw_upper(jax.random.fold_in(key, 0), steps)
+        here = jax.random.normal(jax.random.fold_in(key, 1), self.inverse[:, 0].shape)
+        there = jax.random.normal(jax.random.fold_in(key, 2), (self.lam.shape[1], *self.weight.shape))
+        seen = jnp.sqrt(self.lam.T[:, :, None, None] * self.weight) * there
+        pixels = self._pixels(here + jnp.einsum("knr,knyx->kryx", self.pixel, seen))
+        return {**upper, "pixel": upper["pixel"] + pixels.reshape(upper["pixel"].shape)}
+
     def draw_upper(self, key: Array, steps: int) -> White:
         """Every level but the pixels drawn from N(0, M^-1); the pixels at their conditional mean."""
         first, second = jax.random.split(key)

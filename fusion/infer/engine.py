@@ -1,0 +1,144 @@
+"""One theta in, one Posterior out: the exact Gaussian engine as every other engine uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fusion.cube.cube import Cube
+from fusion.infer import gaussian
+from fusion.infer.gaussian import Field, System
+from fusion.infer.posterior import Posterior, Status
+from fusion.infer.problem import Problem, pose
+from fusion.process.hierarchy import Hyper
+
+MISFIT = 4.0
+"""mean squared residual, in noise variances, above which a sensor is said not to agree"""
+
+
+def fit(
+    observations: Sequence[Any], cube: Cube, *, hyper: Hyper | None = None, draws: int = 16, seed: int = 0,
+    origin: tuple[int, int] = (0, 0), tolerance: float = 0.02, max_iterations: int = 100, samples: int = 64, **settings: Any,
+) -> Posterior:
+    """The exact posterior for one theta, default the prior medians.  settings: those of `problem.pose`."""
+    problem = pose(observations, cube, origin=origin, **settings)
+    theta = problem.hyper if hyper is None else matched(hyper, problem.hyper)
+    return settle(problem, theta, cube, draws=draws, seed=seed, tolerance=tolerance, max_iterations=max_iterations, samples=samples)
+
+
+def matched(hyper: Hyper, like: Hyper) -> Hyper:
+    """A theta that knows the sensors of `like`, in their order: values of `hyper` where it has them, prior medians elsewhere."""
+    if hyper.sensors == like.sensors:
+        return hyper
+    pick = [hyper.sensors.index(name) if name in hyper.sensors else -1 for name in like.sensors]
+    parts = {
+        name: jnp.stack([getattr(hyper, name)[i] if i >= 0 else getattr(like, name)[j] for j, i in enumerate(pick)]) if pick else getattr(like, name)
+        for name in ("noise", "offset", "gain", "discrepancy", "discrepancy_days")
+    }
+    return Hyper(hyper.sd, hyper.shares, hyper.length, hyper.learned, **parts, sensors=like.sensors)
+
+
+def settle(
+    problem: Problem, hyper: Hyper, cube: Cube, *, draws: int = 16, seed: int = 0, weights: gaussian.Weights | None = None,
+    tolerance: float = 0.02, max_iterations: int = 100, samples: int = 64,
+) -> Posterior:
+    """Mean, sd and draws for one theta, with status, chi-square and the decomposition of variance."""
+    hierarchy, key = problem.hierarchy, jax.random.key(seed)
+    found = gaussian.posterior(
+        hierarchy, problem.series, hyper, key, weights, pairs=-(-draws // 2), tolerance=tolerance, limit=max_iterations, samples=samples,
+    )
+    mean, sd, canonical = (np.array(a) for a in (found.mean, found.sd, found.canonical_var))
+    bad = ~(np.isfinite(mean) & np.isfinite(sd))
+    if bad.any():  # never a NaN in a store: what could not be solved is the prior, and the status says so
+        prior = np.asarray(hierarchy.prior_sd(hyper))
+        mean, sd = np.where(bad, 0.0, mean), np.where(bad, prior, sd)
+        canonical = np.where(np.isfinite(canonical), canonical, 1.0)
+    fields = _draws(problem, hyper, found, mean, draws)
+    chi = _by_sensor(problem, np.asarray(found.chi_square))
+    status, message = _status(problem, found, chi, int(bad.sum()), tolerance, max_iterations)
+    diagnostics = {
+        "iterations": int(found.iterations), "solver_error_sd": float(found.error), "clipped": clipped(mean, cube),
+        "prior_left": float(np.mean(sd**2) / np.mean(np.asarray(hierarchy.prior_sd(hyper)) ** 2)),
+        "looks": {s.sensor: int((np.asarray(s.precision) > 0).any((1, 2, 3)).sum()) for s in problem.series},
+    }
+    return Posterior(
+        mean.astype(np.float32), sd.astype(np.float32), fields, cube, hyper, status, message, chi,
+        _decomposition(problem, hyper, found, canonical), np.asarray(hierarchy.mixing), canonical.astype(np.float32), diagnostics,
+    )
+
+
+def clipped(mean: Any, cube: Cube) -> float:
+    """Share of the wavelengths, times and pixels whose mean reflectance lies outside 0..1 (on a sample of all three)."""
+    nodes = slice(None, None, max(1, cube.basis.wavelengths.size // 16))
+    some = mean[:: max(1, mean.shape[0] // 8), :, :: max(1, mean.shape[2] // 32), :: max(1, mean.shape[3] // 32)]
+    spectrum = np.einsum("lk,tkyx->tlyx", cube.basis.components[nodes], some) + cube.basis.mean[nodes][:, None, None]
+    return float(((spectrum < 0) | (spectrum > 1)).mean())
+
+
+def _draws(problem: Problem, hyper: Hyper, found: Field, mean: Any, draws: int) -> Any:
+    """(S, T, K, Y, X): mean + deviation and mean - deviation in turn."""
+    out = np.empty((draws, *mean.shape), np.float32)
+    factors = problem.hierarchy.factors(hyper)
+    for i in range(-(-draws // 2)):
+        white = jax.tree.map(lambda a, i=i: a[i], found.deviations)
+        deviation = np.nan_to_num(np.asarray(_field(problem.hierarchy, white, factors)))
+        out[2 * i] = mean + deviation
+        if 2 * i + 1 < draws:
+            out[2 * i + 1] = mean - deviation
+    return out
+
+
+_field = jax.jit(lambda hierarchy, white, factors: hierarchy.field(*hierarchy.coefficients(white, factors)))
+
+
+def _by_sensor(problem: Problem, chi: Any) -> dict[str, float]:
+    """Chi-square per sensor: its series weighted by their number of values."""
+    out = {}
+    for name in problem.hyper.sensors:
+        counts = [(float((np.asarray(s.precision) > 0).sum()), float(c)) for s, c in zip(problem.series, chi, strict=False) if s.sensor == name]
+        total = sum(n for n, _ in counts)
+        if total:
+            out[name] = sum(n * c for n, c in counts) / total
+    return out
+
+
+def _status(problem: Problem, found: Field, chi: dict[str, float], bad: int, tolerance: float, limit: int) -> tuple[Status, str]:
+    if not problem.series:
+        return Status.NO_DATA, "No usable value in any of the observations: mean and sd are the prior's."
+    if bad or not float(found.error) <= tolerance:
+        what = f"; {bad} values were not finite and are given as the prior" if bad else ""
+        return Status.NOT_CONVERGED, (
+            f"The error was still {float(found.error):.3g} posterior sd after {int(found.iterations)} of {limit} iterations "
+            f"(asked: {tolerance:g}){what}."
+        )
+    worst = max(chi, key=lambda name: chi[name])
+    if chi[worst] > MISFIT:
+        return Status.MISFIT, f"{worst} has a mean squared residual of {chi[worst]:.2g} noise variances (expected about 1)."
+    return Status.OK, f"Solved in {int(found.iterations)} iterations; chi-square " + ", ".join(f"{n} {c:.2f}" for n, c in chi.items()) + "."
+
+
+@jax.jit
+def _explained(system_hierarchy: Any, hyper: Hyper, white: Any, canonical: Any) -> dict[str, Any]:
+    """level -> (K, Y, X) mean over time of the square of what the level adds to x; "unresolved": of the variance left."""
+    hierarchy = system_hierarchy
+    factors = hierarchy.factors(hyper)
+    zero = {name: jnp.zeros_like(value) for name, value in white.items()}
+    out = {}
+    for name in white:
+        x = hierarchy.canonical(*hierarchy.coefficients({**zero, name: white[name]}, factors))
+        out[name] = (x**2).mean(0)
+    out["unresolved"] = jnp.asarray(canonical).mean(0)
+    total = jnp.maximum(sum(out.values()), 1e-30)
+    return {name: jnp.nan_to_num(value / total) for name, value in out.items()}
+
+
+def _decomposition(problem: Problem, hyper: Hyper, found: Field, canonical: Any) -> dict[str, Any]:
+    shares = _explained(problem.hierarchy, hyper, found.white, canonical)
+    return {name: np.asarray(value) for name, value in shares.items()}
+
+
+__all__ = ["System", "clipped", "fit", "matched", "settle"]
