@@ -123,12 +123,10 @@ def picture(url: str, made: object, path: Path) -> list[str]:
 
     cube = fusion.open_cube(url)
     address = cube.fusion.cube
-    truth = made.truth(address)  # type: ignore[attr-defined]
     facts = sensor("landsat-8")
-    weights = np.stack([b.response.on(address.basis.wavelengths) for b in facts.bands])
     names = [b.name for b in facts.bands]
-    actual = np.einsum("bk,tkyx->btyx", weights @ address.basis.components, truth)
-    actual += (weights @ address.basis.mean)[:, None, None, None]
+    actual = made.reflectance(address.calendar.times, [b.response for b in facts.bands], address.grid)  # type: ignore[attr-defined]
+    actual = actual.swapaxes(0, 1)
     bands = cube.fusion.bands("landsat-8")[["mean", "sd"]].transpose("band", "time", "y", "x").compute()
     error = bands["mean"].values - actual
     looks = {n: made.looks(n) for n in ("landsat-8", "modis-mcd43a4")}  # type: ignore[attr-defined]

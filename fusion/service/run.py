@@ -25,6 +25,7 @@ from distributed.scheduler import KilledWorker
 from fusion.cube.cube import Cube
 from fusion.cube.spectrum import SpectralBasis
 from fusion.errors import FusionError, JobError, StoreError
+from fusion.observe.sensor import sensor
 from fusion.service.catalog import Found, find
 from fusion.service.cluster import connected
 from fusion.service.job import Job, check
@@ -48,8 +49,14 @@ STRAGGLER = 4.0
 
 
 def basis_of(job: Job) -> SpectralBasis:
-    """The spectral basis that a job asks for."""
-    return SpectralBasis.library(job.spectrum.rank)
+    """The spectral basis that a job asks for: the library, turned to what the job's own bands can tell apart.
+
+    With an imaging spectrometer among the sensors all wavelengths count for more.
+    """
+    named = [sensor(s.name) for s in job.sensors]
+    everywhere = any(not s.bands for s in named)
+    bands = [b.response for s in named for b in s.bands]
+    return SpectralBasis.seen_by(bands, job.spectrum.rank, elsewhere=0.01 if everywhere else 0.03)
 
 
 def plan(job: Job, found: Found | None = None) -> Plan:
@@ -116,10 +123,11 @@ def fuse(store: CubeStore, job: Job, *, fit: Fit | None = None, progress: str = 
     if summary.left:
         with connected(job.cluster) as client, shown(progress, summary) as show:
             options = {"fit": fit, "read_retries": job.cluster.read_retries}
-            priors = _population(client, store, job, options) if job.engine.pool else None
+            if job.engine.pool:
+                learn_population(client, store, job, options)
             todo = (i for i in np.ndindex(down, across) if i not in done)
             try:
-                _Drive(client, store, job, summary, show, options, priors).over(todo)
+                _Drive(client, store, job, summary, show, options).over(todo)
             except KeyboardInterrupt:
                 summary.cancelled = True
                 log.warning("stopped: %d of %d tiles are committed; `fusion resume %s` continues",
@@ -140,28 +148,22 @@ def _settled(store: CubeStore) -> None:
         raise
 
 
-def _population(client: Client, store: CubeStore, job: Job, options: dict[str, Any]) -> Callable[[Index], Any]:
-    """Stage 1 and 2 of the parameter model: a sample of tiles, then the population that all tiles are shrunk to."""
-    from fusion.infer import population
-
+def learn_population(client: Client, store: CubeStore, job: Job, options: dict[str, Any]) -> None:
+    """Stages 1 and 2 of the parameter model: a sample of tiles is fitted; what they tell is kept for all tiles to shrink to."""
+    if store.objects.get("status/population.json") is not None:
+        return
     down, across = store.layout.tiles
     count = min(job.engine.pool, down * across)
     chosen = np.random.default_rng(job.engine.seed).choice(down * across, count, replace=False)
     sample = [(int(c // across), int(c % across)) for c in sorted(chosen)]
     log.info("learning what tiles share from %d of %d", count, down * across)
     quiet = Summary(store.url, count)
-    _Drive(client, store, job, quiet, lambda _: None, options, None, task=pilot_tile).over(iter(sample))
-    summaries = [s for i in sample if (s := store.objects.get(f"status/pilots/{i[0]}.{i[1]}.json")) is not None]
-    if not summaries:
-        reason = next(iter(quiet.failed.values()), "no reason given")[:500]
-        raise JobError(f"none of the {count} sampled tiles could be fitted: {reason}")
-    learned = population(summaries)
-
-    def prior(index: Index) -> tuple[list[float], list[float]]:
-        mean, sd = learned.prior(index)
-        return np.asarray(mean).tolist(), np.asarray(sd).tolist()
-
-    return prior
+    _Drive(client, store, job, quiet, lambda _: None, options, task=pilot_tile).over(iter(sample))
+    told = [s for i in sample if (s := store.objects.get(f"status/pilots/{i[0]}.{i[1]}.json")) is not None]
+    if not told:
+        reason = next(iter(quiet.failed.values()), "none of them had data")[:500]
+        raise JobError(f"none of the {count} sampled tiles could be fitted: {reason}; sample more (engine.pool)")
+    store.objects.put("status/population.json", told)
 
 
 @dataclass
@@ -174,7 +176,6 @@ class _Drive:
     summary: Summary
     show: Callable[[Summary], None]
     options: dict[str, Any]
-    priors: Callable[[Index], Any] | None
     task: Callable[..., dict[str, Any]] = fuse_tile
     flying: dict[Future, tuple[Index, float]] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
@@ -218,9 +219,8 @@ class _Drive:
         return self.width
 
     def _submit(self, index: Index, attempt: int = 0) -> None:
-        extra = {"prior": self.priors(index)} if self.priors else {}
         future = self.client.submit(
-            self.task, self.store.url, self.store.about["fingerprint"], index, **self.options, **extra,
+            self.task, self.store.url, self.store.about["fingerprint"], index, **self.options,
             key=f"{self.task.__name__}-{index[0]}.{index[1]}-{attempt}-{self.name}", pure=False, retries=self.job.cluster.retries,
             resources={"GPU": 1} if self.job.cluster.gpus else None,
         )

@@ -203,3 +203,17 @@ def test_unseen_scene(shared: Path) -> None:
     gap = cube - np.interp(wavelengths, NODES, basis.mean)
     gap -= gap @ np.linalg.pinv(inside).T @ inside.T
     assert np.sqrt(((gap - gap.mean(0)) ** 2).mean()) < 0.005  # with one offset spectrum for the acquisition
+
+
+def test_a_basis_turned_to_the_bands_leaves_less_of_them_out_and_keeps_the_belief() -> None:
+    """Components are A V with prior I, so the whole covariance is the library's, and bands are told apart better than by PCA."""
+    bands = [Response.gaussian(c, w) for c, w in ((482, 60), (562, 57), (655, 37), (865, 28), (1610, 85), (2200, 187))]
+    whole = SpectralBasis.library(40)
+    for rank in (4, 8, 12):
+        turned, plain = SpectralBasis.seen_by(bands, rank), SpectralBasis.library(rank)
+        np.testing.assert_allclose(turned.covariance, whole.covariance, atol=2e-4)
+        assert (np.linalg.eigvalsh(turned.covariance - turned.components @ turned.components.T) > -1e-9).all()
+        left, usual = turned.responses(bands)[2], plain.responses(bands)[2]
+        assert left.sum() < (0.5 if rank >= 8 else 1.0) * usual.sum()
+    with pytest.raises(JobError, match="components"):
+        SpectralBasis.seen_by(bands, 41)
