@@ -60,7 +60,8 @@ def job_page() -> str:
 
 def _sections(schema: dict[str, Any]) -> Iterator[str]:
     required = set(schema["required"])
-    yield from _table("The job itself", {"description": ""}, {k: v for k, v in schema["properties"].items() if not _record(v)}, required)
+    plain = {k: v for k, v in schema["properties"].items() if not _record(v)}
+    yield from _table("The job itself", {"description": ""}, plain, required)
     for name, entry in schema["properties"].items():
         if record := _record(entry):
             section = schema["$defs"][record]
@@ -80,7 +81,8 @@ def _table(title: str, section: dict[str, Any], keys: dict[str, Any], required: 
         yield f"{section['description']}\n"
     yield "| key | type | default | |\n|---|---|---|---|"
     for key, entry in keys.items():
-        default = "**required**" if key in required else f"`{json.dumps(entry.get('default'))}`" if entry.get("default") not in (None, "") else ""
+        given = entry.get("default")
+        default = "**required**" if key in required else "" if given in (None, "") else f"`{json.dumps(given)}`"
         yield f"| `{key}` | {_kind(entry)} | {default} | {entry.get('description', '')}{_bounds(entry)} |"
     yield ""
 

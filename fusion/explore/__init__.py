@@ -2,7 +2,7 @@
 
     cube = fusion.open_cube("cube.zarr")
     cube.fusion.index("NDVI").mean            # posterior expectation, lazily
-    cube.fusion.series(lon, lat).fusion_plot  # see fusion.explore.plots
+    cube.fusion.series(lon, lat)              # a pixel through time; fusion.explore.plots draws it
 """
 
 from __future__ import annotations

@@ -9,14 +9,18 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import shapely
 import xarray as xr
 from numpy.typing import NDArray
+from odc.geo.geom import Geometry
 from scipy.ndimage import uniform_filter
 from scipy.special import ndtr, ndtri
 
 from fusion.cube.cube import Cube
-from fusion.cube.spectrum import Response
+from fusion.cube.spectrum import DROPPED, Response
 from fusion.errors import JobError, StoreError
+from fusion.observe.scene import Scene
+from fusion.observe.sensor import Sensor
 from fusion.observe.sensor import sensor as sensor_of
 
 POOL = 5
@@ -110,11 +114,25 @@ class FusionAccessor:
         return {key: self._data.attrs[key] for key in ("url",) if key in self._data.attrs}
 
     def bands(self, sensor: str) -> xr.Dataset:
-        """All bands of a sensor as it would see the cube without noise: mean, sd (and draws) over (band, time, y, x)."""
+        """All bands of a sensor as it would see the cube without noise: mean, sd (and draws) over (band, time, y, x).
+
+        An imaging spectrometer's channels come as (wavelength, time, y, x), nm.
+        """
         facts = sensor_of(sensor)
         if not facts.bands:
-            return self.at([c for c, _ in facts.example_channels])
+            return self._channels(facts)
         return self._responses([b.response for b in facts.bands], [b.name for b in facts.bands], "band")
+
+    def _channels(self, facts: Sensor) -> xr.Dataset:
+        """The channels of a typical file of a spectrometer that the spectral basis covers, outside the water-vapour windows."""
+        nodes = self.cube.basis.wavelengths
+        inside = [
+            (centre, width) for centre, width in facts.example_channels
+            if nodes[0] <= centre - width and centre + width <= nodes[-1] and not any(a < centre < b for a, b in DROPPED)
+        ]  # fmt: skip
+        if not inside:
+            raise JobError(f"{facts.name} names no channels in {nodes[0]:.0f}..{nodes[-1]:.0f} nm: use at(wavelength=[...])")
+        return self._responses([Response.gaussian(*c) for c in inside], [c for c, _ in inside], "wavelength")
 
     def band(self, sensor: str, name: str) -> xr.Dataset:
         """One band of a sensor: mean, sd (and draws) over (time, y, x)."""
@@ -151,6 +169,28 @@ class FusionAccessor:
     def series(self, lon: float, lat: float, sensor: str = "landsat-8") -> xr.Dataset:
         """All bands of a sensor through time at a pixel: mean, sd over (band, time)."""
         return self.pixel(lon, lat).fusion.bands(sensor)
+
+    def area(self, outline: Any, sensor: str = "landsat-8", crs: str = "EPSG:4326") -> xr.Dataset:
+        """The mean of all bands over an outline (shapely, or a GeoJSON mapping, in `crs`): mean, sd, draws over (band, time).
+
+        The sd is that of the average: errors that neighbours share do not average away, and independent ones do. It needs draws.
+        """
+        grid = self.cube.grid
+        mapping = shapely.geometry.mapping(outline) if hasattr(outline, "geom_type") else dict(outline)
+        shape = Geometry(mapping, crs).to_crs(grid.crs)
+        axes = {"y": self._data.y, "x": self._data.x}
+        inside = xr.DataArray(shapely.contains_xy(shape.geom, *np.meshgrid(axes["x"], axes["y"])), axes, ("y", "x"))
+        if not bool(inside.any()):
+            west, south, east, north = grid.lonlat.boundingbox.bbox
+            raise JobError(
+                f"no pixel centre lies inside the outline; the cube spans longitude {west:.4f}..{east:.4f} and latitude "
+                f"{south:.4f}..{north:.4f} (an outline in another CRS? give crs=)"
+            )
+        if "draws" not in self._data:
+            raise StoreError("the uncertainty of an average needs posterior draws and this store has none: run with draws >= 8")
+        bands = self.bands(sensor)[["mean", "draws"]].where(inside).mean(("y", "x"))
+        out = xr.Dataset({"mean": bands["mean"], "sd": bands["draws"].std("draw", ddof=1), "draws": bands["draws"]})
+        return out.assign_attrs(pixels=int(inside.sum()), sensor=sensor)
 
     # ---- nonlinear functionals: expectation over draws ------------------------------------------------------------------------
 
@@ -215,6 +255,18 @@ class FusionAccessor:
         image = view.fusion.bands(sensor)["mean"].sel(band=list(bands)).transpose("y", "x", "band").compute()
         low, high = np.nanpercentile(image, [2, 98])
         return (((image - low) / max(float(high - low), 0.02)).clip(0, 1) ** 0.8).assign_attrs(time=str(view.time.values)[:10])
+
+    def residuals(self, sensor: str) -> xr.Dataset:
+        """What a sensor saw minus what the cube says it should have seen, look by look; see `fusion.explore.seen.residuals`."""
+        from fusion.explore.seen import residuals
+
+        return residuals(self._data, sensor)
+
+    def scenes(self, sensor: str) -> list[Scene]:
+        """The scenes of a sensor from which the cube was made, read again; `plots.time_series` draws them over the estimate."""
+        from fusion.explore.seen import scenes
+
+        return scenes(self._data, sensor)
 
     def variance_decomposition(self) -> xr.DataArray:
         """Share of the field's variance per level of the hierarchy (level, component, y, x), as stored by the run."""

@@ -12,7 +12,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+from scipy.special import ndtr, ndtri
 
+from fusion.errors import JobError
 from fusion.observe.scene import Scene
 from fusion.observe.sensor import sensor as sensor_of
 
@@ -20,6 +22,8 @@ MEAN, SPREAD = "viridis", "magma"
 """perceptually uniform and safe for colour-blind readers"""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 """Okabe and Ito's colour-blind safe palette (Color Universal Design, 2008)"""
+DIVERGING = "RdBu_r"
+"""for what may be too high or too low; safe for colour-blind readers"""
 
 
 def _maps(axes: Sequence[Axes], fields: Sequence[xr.DataArray], titles: Sequence[str], cmaps: Sequence[str], unit: str) -> None:
@@ -126,6 +130,86 @@ def decomposition(dataset: xr.Dataset, component: int = 0) -> Figure:
         ax.set_xlabel("column (pixels)")
     np.atleast_1d(axes)[0].set_ylabel("row (pixels)")
     figure.colorbar(shown, ax=axes, shrink=0.8, label="share of the variance")
+    return figure
+
+
+def calibration(errors: Mapping[str, Any], title: str = "calibration") -> Figure:
+    """Are the intervals honest?  errors: label -> standardised errors (truth - mean) / sd of values that were held out.
+
+    Left, the probability integral transform Phi(error): flat if calibrated, a heap at the ends if over-confident, in the
+    middle if too cautious; the grey band holds 99 % of the bars of as many independent values. Right, the share of truth
+    that the central intervals cover.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    edges, levels = np.linspace(0, 1, 21), np.linspace(0.02, 0.98, 49)
+    smallest = None
+    for (label, values), colour in zip(errors.items(), COLOURS, strict=False):
+        error = np.asarray(values, float).ravel()
+        error = error[np.isfinite(error)]
+        if error.size == 0:
+            raise JobError(f"calibration: {label!r} has no finite standardised error: nothing was held out")
+        smallest = error.size if smallest is None else min(smallest, error.size)
+        left.stairs(np.histogram(ndtr(error), edges)[0] / error.size * (edges.size - 1), edges, color=colour, lw=1.8, label=label)
+        half = ndtri(0.5 + levels / 2)
+        right.plot(levels, (abs(error)[:, None] <= half).mean(0), color=colour, label=f"{label} (n = {error.size:,})")
+    if smallest is not None:
+        spread = 2.58 * np.sqrt((edges.size - 2) / smallest)
+        left.axhspan(1 - spread, 1 + spread, color="0.85", zorder=0)
+    left.axhline(1, color="0.4", lw=0.8)
+    left.set(xlabel="probability integral transform of the truth", ylabel="density", xlim=(0, 1), ylim=(0, None))
+    right.plot([0, 1], [0, 1], color="0.4", lw=0.8)
+    right.set(xlabel="stated probability of the interval", ylabel="share of truth inside", aspect="equal")
+    right.set(xlim=(0, 1), ylim=(0, 1))
+    right.legend(fontsize="small", loc="upper left", frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def shrinkage(own: Any, own_sd: Any, pooled: Any, pooled_sd: Any, centre: float, label: str = "parameter") -> Figure:
+    """Partial pooling: each member's own estimate (grey) beside the pooled one (blue), sorted, with the population's mean.
+
+    own, own_sd, pooled, pooled_sd: (J,), in the same unit, such as the rows of `fusion.process.pooling.Population.estimate`; a
+    member without data has own_sd = inf and shows only its pooled estimate.
+    """
+    own, own_sd, pooled, pooled_sd = (np.asarray(v, float) for v in (own, own_sd, pooled, pooled_sd))
+    order = np.argsort(own)
+    at = np.arange(own.size)
+    told = np.isfinite(own_sd[order])
+    figure, ax = plt.subplots(figsize=(9, 4), layout="constrained")
+    ax.axhline(centre, color="0.4", lw=1, ls="--", label="population mean")
+    half, half_pooled = 1.645 * own_sd[order][told], 1.645 * pooled_sd[order]
+    ax.errorbar(at[told] - 0.15, own[order][told], half, fmt="o", ms=4, lw=1, color="0.55", label="own data alone, 90 %")
+    ax.errorbar(at + 0.15, pooled[order], half_pooled, fmt="o", ms=4, lw=1.6, color=COLOURS[0], label="partially pooled, 90 %")
+    moves = zip(at[told], own[order][told], pooled[order][told], strict=True)
+    for x, start, end in moves:
+        ax.annotate("", (x + 0.15, end), (x - 0.15, start), arrowprops={"arrowstyle": "->", "color": COLOURS[1], "lw": 0.8})
+    ax.set(xlabel="member, sorted by its own estimate", ylabel=label, xticks=[])
+    ax.legend(fontsize="small", ncols=3, loc="upper left", frameon=False)
+    ax.grid(alpha=0.25, axis="y")
+    return figure
+
+
+def residual_maps(residuals: xr.Dataset, band: str, most: int = 8) -> Figure:
+    """Standardised residuals of a band, look by look: structure here is what the model does not explain (`seen.residuals`)."""
+    one = residuals["standardised"].sel(band=band)
+    seen = one.notnull().mean(("row", "col")) > 0.1
+    one = one.isel(look=np.flatnonzero(seen)[:most])
+    count = max(1, one.sizes["look"])
+    columns = min(4, count)
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns + 0.8, 3 * rows + 0.3), layout="constrained", squeeze=False)
+    shown = None
+    for ax in axes.flat[one.sizes["look"]:]:
+        ax.axis("off")
+    for n, ax in zip(range(one.sizes["look"]), axes.flat, strict=False):
+        look = one.isel(look=n)
+        shown = ax.imshow(look, cmap=DIVERGING, vmin=-3, vmax=3, interpolation="nearest")
+        ax.set_title(str(look.time.values)[:10], fontsize="medium")
+        ax.set(xticks=[], yticks=[])
+        ax.set_facecolor("0.85")
+    if shown is not None:
+        figure.colorbar(shown, ax=axes, shrink=0.8, label="residual (standard deviations of the data)", extend="both")
+    figure.suptitle(f"{residuals.attrs.get('sensor', '')} {band}: seen minus predicted (grey: no look)")
     return figure
 
 

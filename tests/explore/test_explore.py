@@ -6,8 +6,10 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pystac
 import pytest
 import rasterio
+import shapely
 import xarray as xr
 
 import fusion
@@ -16,8 +18,9 @@ from fusion.cube.cube import Cube
 from fusion.cube.grid import Grid
 from fusion.cube.spectrum import SpectralBasis
 from fusion.errors import JobError, StoreError
-from fusion.explore import export, plots
+from fusion.explore import export, interactive, plots
 from fusion.observe.sensor import sensor
+from fusion.process.pooling import Summary, pool
 from fusion.service.store import CubeStore
 from fusion.service.template import Layout
 
@@ -62,7 +65,9 @@ def test_bands_have_the_mean_and_sd_of_the_equation(cube: xr.Dataset, truth: dic
     facts = sensor("landsat-8")
     basis = cube.fusion.cube.basis
     weights = np.stack([b.response.on(basis.wavelengths) for b in facts.bands])
-    h, floor = weights @ basis.components, weights**2 @ basis.residual_var
+    h = weights @ basis.components  # the residual of the basis: correlated F F^T, the rest independent
+    own = basis.residual_var - (basis.correlated**2).sum(1)
+    floor = ((weights @ basis.correlated) ** 2).sum(1) + weights**2 @ np.maximum(own, 0)
     bands = cube.fusion.bands("landsat-8")
     assert isinstance(bands["mean"].data, type(cube["mean"].data))  # still lazy
     expected_sd = np.sqrt(np.einsum("bk,kl,bl->b", h, truth["cov"], h) + floor)
@@ -137,6 +142,97 @@ def test_exports_open_in_other_tools(cube: xr.Dataset, tmp_path: Path) -> None:
         assert back.rio.crs.to_epsg() == 32613
         np.testing.assert_allclose(back["red_sd"].isel(time=0), band["sd"], rtol=1e-6)
         assert back.attrs["Conventions"] == "CF-1.8"
+
+
+def test_a_spectrometer_sees_its_own_channels(cube: xr.Dataset, truth: dict[str, np.ndarray]) -> None:
+    basis = cube.fusion.cube.basis
+    found = cube.fusion.bands("neon-aop")["mean"].isel(time=0, y=0, x=0).compute()
+    assert found.dims == ("wavelength",)
+    assert found.sizes["wavelength"] > 200
+    assert float(found.wavelength.min()) > basis.wavelengths[0]
+    assert float(found.wavelength.max()) < basis.wavelengths[-1]
+    assert not ((found.wavelength > 1330) & (found.wavelength < 1460)).any()  # water vapour: nothing is seen there
+    spectrum = basis.mean + basis.components @ truth["mean"]
+    np.testing.assert_allclose(found, np.interp(found.wavelength, basis.wavelengths, spectrum), atol=0.01)
+
+
+def test_the_sd_of_an_area_is_that_of_the_average(cube: xr.Dataset, truth: dict[str, np.ndarray]) -> None:
+    grid = cube.fusion.cube.grid
+    x0, y0 = float(cube.x[0]) - 15, float(cube.y[0]) + 15
+    box = shapely.box(x0, y0 - 10 * 30, x0 + 10 * 30, y0)  # the first 10 x 10 pixels
+    found = cube.fusion.area(box, crs=str(grid.crs)).compute()
+    assert found.attrs["pixels"] == 100
+    one = cube.fusion.band("landsat-8", "nir08").compute()
+    np.testing.assert_allclose(found["mean"].sel(band="nir08"), one["mean"][:, :10, :10].mean(("y", "x")), rtol=1e-5)
+    # independent pixels: the sd of the mean of 100 is a tenth of one pixel's; 64 draws scatter it by 9 %
+    basis = cube.fusion.cube.basis
+    h = sensor("landsat-8").band("nir08").response.on(basis.wavelengths) @ basis.components
+    assert float(found["sd"].sel(band="nir08").mean()) == pytest.approx(np.sqrt(h @ truth["cov"] @ h) / 10, rel=0.25)
+    same = cube.fusion.area(dict(box.__geo_interface__), crs=str(grid.crs)).compute()
+    np.testing.assert_array_equal(same["sd"], found["sd"])
+    with pytest.raises(JobError, match="no pixel centre"):
+        cube.fusion.area(shapely.box(0, 0, 1, 1))
+
+
+def test_a_collection_of_images_opens_as_stac(cube: xr.Dataset, tmp_path: Path) -> None:
+    made = export.to_stac(cube, "landsat-8", tmp_path / "out", ["red"], ["2024-05-01", "2024-05-17"])
+    back = pystac.Collection.from_file(str(tmp_path / "out/collection.json"))
+    assert back.id == made.id
+    items = list(back.get_items())
+    assert [item.id for item in items] == ["2024-05-01", "2024-05-17"]
+    assert back.extent.temporal.intervals[0][1].isoformat().startswith("2024-05-17")
+    asset = items[1].assets["red"]
+    assert not Path(asset.href).is_absolute()
+    with rasterio.open(asset.get_absolute_href()) as file:
+        expected = cube.fusion.band("landsat-8", "red").sel(time="2024-05-17", method="nearest").compute()
+        np.testing.assert_allclose(file.read(1), expected["mean"], rtol=1e-6)
+        np.testing.assert_allclose(file.read(2), expected["sd"], rtol=1e-6)
+    with pytest.raises(JobError, match="new folder"):
+        export.to_stac(cube, "landsat-8", tmp_path / "out")
+
+
+def test_interactive_views_render_to_a_page(cube: xr.Dataset, tmp_path: Path) -> None:
+    hvplot = pytest.importorskip("hvplot")
+    maps = interactive.maps(cube.fusion.band("landsat-8", "red"), "red")
+    hvplot.save(maps, tmp_path / "maps.html")
+    page = (tmp_path / "maps.html").read_text()
+    assert "posterior standard deviation" in page
+    assert "easting (m)" in page
+    series = interactive.point(cube, LON, LAT)
+    hvplot.save(series, tmp_path / "point.html")
+    assert "as landsat-8 would see it" in (tmp_path / "point.html").read_text()
+    with pytest.raises(JobError, match="select one band first"):
+        interactive.maps(cube.fusion.bands("landsat-8"))
+
+
+def test_calibration_plot_tells_honest_from_over_confident() -> None:
+    rng = np.random.default_rng(1)
+    error = rng.normal(size=20_000)
+    figure = plots.calibration({"honest": error, "sd too small by half": 2 * error})
+    left, right = figure.axes
+    honest, narrow = (line.get_ydata() for line in right.lines[:2])
+    levels = right.lines[0].get_xdata()
+    assert abs(honest - levels).max() < 0.02
+    assert (narrow < levels).all()
+    flat, heaped = (patch.get_data().values for patch in left.patches[:2])
+    assert abs(flat - 1).max() < 0.2
+    assert heaped[0] > 2
+    with pytest.raises(JobError, match="nothing was held out"):
+        plots.calibration({"empty": np.array([np.nan])})
+
+
+def test_shrinkage_plot_takes_a_population() -> None:
+    rng = np.random.default_rng(2)
+    sd = rng.uniform(0.1, 2.0, 12)
+    said = rng.normal(1.0, 0.5, 12) + sd * rng.normal(size=12)
+    summaries = [Summary(str(j), np.array([m]), np.array([1 / s**2])) for j, (m, s) in enumerate(zip(said, sd, strict=True))]
+    people = pool(summaries, np.zeros(1), np.full(1, 3.0))
+    mean, spread = people.estimate[:, :, 0]
+    figure = plots.shrinkage(said, sd, mean, spread, float(people.centre[0, 0]), "log sd")
+    (ax,) = figure.axes
+    assert ax.get_ylabel() == "log sd"
+    assert len([t for t in ax.texts if t.arrow_patch is not None]) == 12
+    assert np.var(mean) < np.var(said)
 
 
 def test_every_picture_has_units_on_its_axes(cube: xr.Dataset) -> None:
