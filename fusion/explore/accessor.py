@@ -36,7 +36,7 @@ STANDARD = {
 def open_cube(url: str, *, storage_options: dict[str, Any] | None = None) -> xr.Dataset:
     """The cube at a local path or s3://, gs://, az:// URL, lazily: a dask-backed Dataset with the `.fusion` accessor.
 
-    Variables: mean, sd (time, component, y, x), draws (draw, time, component, y, x) standardised so that a draw of the field is
+    Variables: mean, sd, canonical_sd (time, component, y, x); draws (draw, time, component, y, x) standardised so that a draw of the field is
     mean + sd * draws, status per tile. Raises StoreError if there is no cube at the address.
     """
     try:
@@ -57,6 +57,20 @@ def _smooth_ratio(of: NDArray[np.floating], to: NDArray[np.floating]) -> NDArray
     size = (*(1,) * (of.ndim - 2), POOL, POOL)
     top, bottom = (uniform_filter(np.asarray(a, np.float32), size, mode="nearest") for a in (of, to))
     return np.where(bottom > 0, np.maximum(top, 0) / np.where(bottom > 0, bottom, 1), 1.0).astype(np.float32)
+
+
+def _pooled(independent: xr.DataArray, deviation: xr.DataArray | None) -> xr.DataArray:
+    """Variance of independent components times the ratio that the draws give, pooled over neighbours; as it is without draws."""
+    if deviation is None:
+        return independent
+    sampled = (deviation**2).mean("draw").transpose(*independent.dims)
+    if not {"y", "x"} <= set(independent.dims):
+        return independent * xr.where(independent > 0, sampled / independent, 1.0)
+    ratio = xr.apply_ufunc(
+        _smooth_ratio, sampled, independent, dask="parallelized", output_dtypes=[np.float32], input_core_dims=[["y", "x"]] * 2,
+        output_core_dims=[["y", "x"]], dask_gufunc_kwargs={"allow_rechunk": True},
+    )
+    return independent * ratio
 
 
 @xr.register_dataset_accessor("fusion")
@@ -83,7 +97,7 @@ class FusionAccessor:
         """Items, versions, job and seed from which the cube was made."""
         return {"job": self.facts.get("job"), **self.facts.get("provenance", {})}
 
-    # ---- linear functionals of z: exact mean, sd from exact marginals and pooled correlation ----------------------------------
+    # ---- linear functionals of z: exact mean; sd exact where the store keeps independent components, else by draws ----
 
     def _responses(self, responses: Sequence[Response], names: Sequence[Any], dim: str) -> xr.Dataset:
         weights, mean, residual = self.cube.basis.responses(tuple(responses))
@@ -92,23 +106,40 @@ class FusionAccessor:
         level = xr.DataArray(mean.astype(np.float32), dims=dim, coords={dim: list(names)})
         floor = xr.DataArray(residual.astype(np.float32), dims=dim, coords={dim: list(names)})
         out = xr.Dataset({"mean": xr.dot(h, z["mean"], dim="component") + level})
-        independent = xr.dot(h**2, z["sd"] ** 2, dim="component")
-        if "draws" in z:
-            deviation = xr.dot(h, z["sd"] * z["draws"], dim="component")
+        deviation = xr.dot(h, z["sd"] * z["draws"], dim="component") if "draws" in z else None
+        if deviation is not None:
             out["draws"] = (out["mean"] + deviation).transpose("draw", ...)
-            sampled = (deviation**2).mean("draw").transpose(*independent.dims)
-            ratio = (
-                xr.apply_ufunc(_smooth_ratio, sampled, independent, dask="parallelized", output_dtypes=[np.float32],
-                               input_core_dims=[["y", "x"]] * 2, output_core_dims=[["y", "x"]],
-                               dask_gufunc_kwargs={"allow_rechunk": True})
-                if {"y", "x"} <= set(independent.dims)
-                else xr.where(independent > 0, sampled / independent, 1.0)
-            )
-            independent = independent * ratio
-        out["sd"] = np.sqrt(independent + floor)
+        variance = self._exact(h)
+        if variance is None:
+            variance = _pooled(xr.dot(h**2, z["sd"] ** 2, dim="component"), deviation)
+        out["sd"] = np.sqrt(variance + floor).transpose(*out["mean"].dims)
         for name in out.data_vars:
             out[name].attrs = {"units": "1", "long_name": f"surface reflectance, posterior {name}"}
         return out.assign_attrs(self._georeference())
+
+    def _exact(self, h: xr.DataArray) -> xr.DataArray | None:
+        """Variance of h z from the independent components x of each tile, z = mixing x; None where the store has no such account.
+
+            var(pixel) = sum_c (h mixing_tile)_c^2 canonical_sd_c(pixel)^2
+        """
+        z = self._data
+        if not {"canonical_sd", "mixing"} <= set(z.variables):
+            return None
+        grid, core = self.cube.grid, int(self.facts["tile"])
+        tile_row = np.floor((grid.y[0] - z["y"]) / grid.resolution + 0.5).astype(int) // core
+        tile_col = np.floor((z["x"] - grid.x[0]) / grid.resolution + 0.5).astype(int) // core
+        turned = xr.dot(h, z["mixing"], dim="component").transpose("tile_y", "tile_x", "canonical", ...).compute()
+        if not np.isfinite(turned.values[np.unique(tile_row)][:, np.unique(tile_col)]).all():
+            return None  # the run has not ended, or its engine gave no account
+        table, dim = turned.values.astype(np.float32) ** 2, h.dims[0]
+
+        def of(sd: NDArray[np.floating], rows: NDArray[np.integer], cols: NDArray[np.integer]) -> NDArray[np.floating]:
+            return np.einsum("...cl,...c->...l", table[rows, cols], sd**2, optimize=True)
+
+        return xr.apply_ufunc(
+            of, z["canonical_sd"], tile_row, tile_col, input_core_dims=[["component"], [], []], output_core_dims=[[dim]],
+            dask="parallelized", output_dtypes=[np.float32], dask_gufunc_kwargs={"output_sizes": {dim: table.shape[-1]}},
+        ).assign_coords({dim: h[dim]})  # fmt: skip
 
     def _georeference(self) -> dict[str, Any]:
         return {key: self._data.attrs[key] for key in ("url",) if key in self._data.attrs}

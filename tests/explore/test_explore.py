@@ -78,6 +78,29 @@ def test_bands_have_the_mean_and_sd_of_the_equation(cube: xr.Dataset, truth: dic
     assert float((found["sd"].std(("time", "y", "x")) / found["sd"].mean(("time", "y", "x"))).max()) < 0.06
 
 
+def test_the_sd_is_exact_where_the_store_keeps_independent_components(cube: xr.Dataset) -> None:
+    basis, rng = cube.fusion.cube.basis, np.random.default_rng(3)
+    tiles = (cube.sizes["tile_y"], cube.sizes["tile_x"])
+    mixing = rng.normal(size=(*tiles, K, K))  # another one in each tile
+    canonical = rng.uniform(0.01, 0.1, size=cube["mean"].shape)
+    full = cube.assign(
+        canonical_sd=(("time", "component", "y", "x"), canonical),
+        mixing=(("tile_y", "tile_x", "component", "canonical"), mixing),
+    )
+    red = sensor("landsat-8").band("red").response
+    h, _, floor = basis.responses((red,))
+    found = full.fusion.band("landsat-8", "red")["sd"].compute()
+    for row, col in ((0, 0), (CORE - 1, CORE), (CORE, CORE - 1), (2 * CORE - 1, 2 * CORE - 1)):
+        one = mixing[row // CORE, col // CORE]
+        for t in range(cube.sizes["time"]):
+            cov = one @ np.diag(canonical[t, :, row, col] ** 2) @ one.T
+            assert float(found[t, row, col]) == pytest.approx(np.sqrt(h[0] @ cov @ h[0] + floor[0]), rel=1e-4)
+    view = full.isel(y=CORE + 3, x=slice(CORE - 2, CORE + 2))  # a part that straddles two tiles finds its own mixing
+    np.testing.assert_allclose(view.fusion.band("landsat-8", "red")["sd"], found[:, CORE + 3, CORE - 2 : CORE + 2], rtol=1e-5)
+    running = full.assign(mixing=full["mixing"] * np.nan)  # written when the run ends; until then the draws tell
+    np.testing.assert_allclose(running.fusion.band("landsat-8", "red")["sd"], cube.fusion.band("landsat-8", "red")["sd"])
+
+
 def test_wavelengths_interpolate_the_basis(cube: xr.Dataset, truth: dict[str, np.ndarray]) -> None:
     basis = cube.fusion.cube.basis
     found = cube.fusion.at([650.0, 1600.0], fwhm=1.0)["mean"].isel(time=0, y=3, x=5).compute()
