@@ -43,7 +43,8 @@ def case(engine: str, core: int, times: int, rank: int, draws: int) -> dict[str,
         source = {"catalog": str(catalog / "catalog.json")}
         job = Job.of({
             "area": {"bbox": box, "crs": "EPSG:32613"}, "target": {"crs": "EPSG:32613", "align": 15.0},
-            "period": {"start": str(start), "end": end}, "spectrum": {"rank": rank}, "engine": {"name": engine}, "tiles": {"core": core},
+            "period": {"start": str(start), "end": end}, "spectrum": {"rank": rank}, "engine": {"name": engine},
+            "tiles": {"core": core},
             "sensors": [{"name": "landsat-8", **source}, {"name": "modis-mcd43a4", **source}],
             "output": {"store": f"{folder}/cube.zarr", "draws": draws}, "cluster": {"memory": "1000GiB"},
         })

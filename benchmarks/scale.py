@@ -91,7 +91,7 @@ def case(client: Client, tiles: int, workers: int, seconds: float) -> dict[str, 
             if not first:
                 first.append(time.perf_counter() - began)
 
-        drive = _Drive(client, store, job, summary, show, {"seconds": seconds}, None, task=sleeping_tile)
+        drive = _Drive(client, store, job, summary, show, {"seconds": seconds}, task=sleeping_tile)
         drive.over(iter(np.ndindex(down, across)))
         wall = time.perf_counter() - began
         watch.ended.set()

@@ -132,6 +132,12 @@ class Engine(Record):
     pool: int = Field(default=0, ge=0, description="tiles sampled first to learn what all tiles share; 0 = each by itself")
     settings: dict[str, Any] = Field(default_factory=dict, description="passed on to the engine by name")
 
+    @model_validator(mode="after")
+    def _pools_what_it_learns(self) -> Engine:
+        if self.pool and self.name == "gaussian":
+            raise ValueError("the gaussian engine takes hyperparameters as given: `pool` needs variational or mcmc")
+        return self
+
 
 class Tiles(Record):
     """How the area is cut."""

@@ -32,7 +32,7 @@ from fusion.service.job import Cluster, Job
 from fusion.service.policy import Item, interval
 from fusion.service.template import Layout
 
-BASE_BYTES = 900e6
+BASE_BYTES = 1.3e9
 """Python, JAX and its compiled programs"""
 FIELDS = 14.0
 """copies of the latent field that an engine holds at its peak, draws apart"""
@@ -136,7 +136,7 @@ class Plan:
     @property
     def layout(self) -> Layout:
         """The store's template."""
-        return Layout(self.cube, self.job.tiles.core, self.job.output.draws, tuple(s.name for s in self.job.sensors))
+        return layout_of(self.job, self.cube)
 
     @property
     def fits(self) -> bool:
@@ -224,6 +224,15 @@ def workers_of(cluster: Cluster) -> tuple[int, float]:
     return number, limit
 
 
+LEVELS = ("scene", "class", "object", "place", "pixel", "unresolved")
+"""levels of the variance decomposition that every engine reports"""
+
+
+def layout_of(job: Job, cube: Cube) -> Layout:
+    """The template of a job's store."""
+    return Layout(cube, job.tiles.core, job.output.draws, tuple(s.name for s in job.sensors), LEVELS)
+
+
 def make_plan(job: Job, cube: Cube, found: Found) -> Plan:
     """The plan of a job over the scenes that were found; reads no pixels."""
     halo = halo_of(job, cube.grid)
@@ -243,7 +252,7 @@ def make_plan(job: Job, cube: Cube, found: Found) -> Plan:
     engine = latent * (SECONDS[job.engine.name] + job.output.draws * SECONDS_DRAW)
     total_looks = sum(int(v.sum()) for v in looks.values())
     read = sum(float(v.sum()) * window_bytes(sensor(n), edge * cube.grid.resolution) / 2 for n, v in looks.items())
-    layout = Layout(cube, core, job.output.draws, tuple(looks))
+    layout = layout_of(job, cube)
     return Plan(
         job=job, cube=cube, halo=halo, found=found, tiles=count, looks=looks, read_bytes=read,
         peak_bytes=peak_bytes(job, cube, core, halo, {n: float(v.max(initial=0)) for n, v in looks.items()}),

@@ -1,6 +1,8 @@
 """The cube on disk: a sharded Zarr v3 group, template first, then one whole-shard region per tile and its record last.
 
     mean, sd        (time, component, y, x)        float32   posterior of z; NaN = not yet fused
+    canonical_sd    (time, component, y, x)        float32   posterior sd of x, independent components: z = mixing x
+    mixing          (tile_y, tile_x, component, canonical)   so Cov(z) = mixing diag(canonical_sd^2) mixing^T: any band's sd
     draws           (draw, time, component, y, x)  int16     standardised: z_draw = mean + sd * draws
     decomposition   (level, component, y, x)       float32   variance per level of the hierarchy, where the engine reports it
     status          (tile_y, tile_x)               uint8     CF flags, see CODES
@@ -164,7 +166,8 @@ class CubeStore:
 
     def write_tile(
         self, tile: Tile, *, mean: NDArray[np.float32], sd: NDArray[np.float32], draws: NDArray[np.float32] | None = None,
-        decomposition: Mapping[str, NDArray[np.float32]] | None = None, record: Mapping[str, Any],
+        canonical_var: NDArray[np.float32] | None = None, decomposition: Mapping[str, NDArray[np.float32]] | None = None,
+        record: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Writes one tile's core (T, K, Y, X), then its record; may be repeated. Arrays may be the padded tile or its core."""
         rows, cols = self.layout.checked(tile)
@@ -172,6 +175,9 @@ class CubeStore:
         if mean.shape[-2:] == tile.grid.shape and tile.halo:
             core = tile.core
         blocks: dict[str, NDArray[Any]] = {"mean": _block(mean, core), "sd": _block(sd, core)}
+        blocks["canonical_sd"] = np.full_like(blocks["mean"], np.nan)
+        if canonical_var is not None:
+            blocks["canonical_sd"] = np.sqrt(_block(canonical_var, core))
         if self.layout.draws:
             blocks["draws"] = _standardised(draws, blocks["mean"], blocks["sd"], core, self.layout.draws, tile)
         if self.layout.levels:
@@ -196,22 +202,26 @@ class CubeStore:
         self.objects.put(f"status/failed/{index[0]}.{index[1]}.json", document)
 
     def finish(self) -> dict[str, int]:
-        """Gathers the records into `status`, `chi_square` and `looks` and consolidates the metadata; may be repeated."""
+        """Gathers the records into `status`, `chi_square`, `looks`, `mixing` and consolidates the metadata; may be repeated."""
         rows, cols = self.layout.tiles
         status = np.full((rows, cols), CODES["PENDING"], np.uint8)
         chi = np.full((len(self.layout.sensors), rows, cols), np.nan, np.float32)
         looks = np.zeros((len(self.layout.sensors), rows, cols), np.uint16)
+        rank = self.cube.basis.rank
+        mixing = np.full((rows, cols, rank, rank), np.nan, np.float32)
         for index in self.failed():
             status[index] = CODES["FAILED"]
         for index, record in self.records().items():
             status[index] = CODES.get(str(record.get("status")), CODES["FAILED"])
+            if record.get("mixing"):
+                mixing[index] = record["mixing"]
             for n, name in enumerate(self.layout.sensors):
                 value = (record.get("chi_square") or {}).get(name)
                 chi[(n, *index)] = np.nan if value is None else value
                 looks[(n, *index)] = min(int((record.get("looks") or {}).get(name, 0)), 65535)
         with store_errors(self.url, "writing the statuses"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata")
-            for name, block in {"status": status, "chi_square": chi, "looks": looks}.items():
+            for name, block in {"status": status, "chi_square": chi, "looks": looks, "mixing": mixing}.items():
                 self.group[name][...] = block
             zarr.consolidate_metadata(self.objects.store)
         names = {code: name for name, code in CODES.items()}

@@ -105,6 +105,10 @@ class Layout:
         plans = {
             "mean": field_of((), (), "float32", np.nan, {"long_name": "posterior mean of the components z", "units": "1"}),
             "sd": field_of((), (), "float32", np.nan, {"long_name": "posterior standard deviation of z", "units": "1"}),
+            "canonical_sd": field_of((), (), "float32", np.nan, {
+                "long_name": "posterior standard deviation of x, the components that are independent given theta: z = mixing x",
+                "units": "1",
+            }),
         }
         if self.draws:
             plans["draws"] = field_of(("draw",), (self.draws,), "int16", -32768, {
@@ -124,6 +128,11 @@ class Layout:
         plans["chi_square"] = ArrayPlan(
             ("sensor", "tile_y", "tile_x"), seen, "float32", seen, None, np.nan,
             {"long_name": "reduced chi-square of a tile", "units": "1"},
+        )
+        square = (*tiles, rank, rank)
+        plans["mixing"] = ArrayPlan(
+            ("tile_y", "tile_x", "component", "canonical"), square, "float32", square, None, np.nan,
+            {"long_name": "a tile's matrix from independent components x to z", "units": "1"},
         )
         plans["looks"] = ArrayPlan(
             ("sensor", "tile_y", "tile_x"), seen, "uint16", seen, None, 0, {"long_name": "scenes fused into a tile", "units": "1"}

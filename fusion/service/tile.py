@@ -63,9 +63,17 @@ def desk(url: str, fingerprint: str) -> Desk:
     return Desk(store, job, Coverage(store.items()), halo_of(job, store.cube.grid))
 
 
+@lru_cache(maxsize=4)
+def region(url: str, fingerprint: str) -> Any:
+    """The population of hyperparameters that the sampled tiles told of; None where the job asked for none."""
+    from fusion.infer import population
+
+    told = desk(url, fingerprint).store.objects.get("status/population.json")
+    return None if told is None else population(told)
+
+
 def fuse_tile(
-    url: str, fingerprint: str, index: tuple[int, int], *, fit: Fit | None = None, read_retries: int = 3,
-    prior: tuple[list[float], list[float]] | None = None,
+    url: str, fingerprint: str, index: tuple[int, int], *, fit: Fit | None = None, read_retries: int = 3
 ) -> dict[str, Any]:
     """Fuses and commits one tile; returns its record without what is long.  A committed tile is not fused again."""
     at = desk(url, fingerprint)
@@ -73,10 +81,12 @@ def fuse_tile(
         return {**_brief(at.store.record(index)), "repeated": False, "skipped": True}
     began = time.perf_counter()
     tile = at.tile(index)
-    posterior, record = _fused(at, tile, fit, read_retries, prior)
+    shared = region(url, fingerprint) if at.job.engine.pool else None
+    posterior, record = _fused(at, tile, fit, read_retries, shared)
     written = at.store.write_tile(
         tile, mean=posterior.mean, sd=posterior.sd, draws=posterior.draws if at.store.layout.draws else None,
-        decomposition=getattr(posterior, "decomposition", None), record=record,
+        canonical_var=getattr(posterior, "canonical_var", None), decomposition=getattr(posterior, "decomposition", None),
+        record=record,
     )
     SECONDS.labels("all").observe(time.perf_counter() - began)
     TILES.labels(record["status"]).inc()
@@ -90,13 +100,12 @@ def pilot_tile(
     from fusion.infer import summarise
 
     at = desk(url, fingerprint)
-    key = f"status/pilots/{index[0]}.{index[1]}.json"
-    found = at.store.objects.get(key)
-    if found is None:
-        posterior, _ = _fused(at, at.tile(index), fit, read_retries, None)
-        found = finite(summarise(posterior, index))
-        at.store.objects.put(key, found)
-    return {"tile": index, "status": "OK", "message": ""}
+    key, name = f"status/pilots/{index[0]}.{index[1]}.json", f"{index[0]}.{index[1]}"
+    if at.store.objects.get(key) is None:
+        posterior, record = _fused(at, at.tile(index), fit, read_retries, None)
+        told = summarise(posterior, name) if record["status"] != Status.NO_DATA.name else None
+        at.store.objects.put(key, finite(told))
+    return {"tile": index, "status": "OK"}
 
 
 def _committed(store: CubeStore, index: tuple[int, int]) -> set[tuple[int, int]]:
@@ -116,14 +125,14 @@ def _engines() -> Fit:
 
 
 def _fused(
-    at: Desk, tile: Tile, fit: Fit | None, read_retries: int, prior: tuple[list[float], list[float]] | None
+    at: Desk, tile: Tile, fit: Fit | None, read_retries: int, shared: Any
 ) -> tuple[Any, dict[str, Any]]:
     """The posterior of a tile and its record."""
     engine, cube = at.job.engine, Cube(tile.grid, at.store.cube.calendar, at.store.cube.basis)
     began = time.perf_counter()
     observations, record = look(at, tile, cube, read_retries)
     SECONDS.labels("read").observe(time.perf_counter() - began)
-    extra = {} if prior is None else {"prior": (np.array(prior[0]), np.array(prior[1]))}
+    extra = {} if shared is None else {"prior": shared.prior(f"{tile.index[0]}.{tile.index[1]}")}
     posterior = (fit or _engines())(
         observations, cube, engine=engine.name, draws=at.job.output.draws, seed=engine.seed, origin=tile.origin,
         **engine.settings, **extra,
@@ -137,9 +146,11 @@ def _fused(
         status = Status.READ_FAILED
         message = f"{len(record['failed_scenes'])} scenes could not be read: {record['failed_scenes'][0]['reason']}"
     hyper: Any = getattr(posterior, "hyper", None)
+    mixing: Any = getattr(posterior, "mixing", None)
     return posterior, {
         "status": status.name, "message": message, "chi_square": posterior.chi_square, **record,
         "theta": hyper.to_attrs() if hasattr(hyper, "to_attrs") else None, "diagnostics": getattr(posterior, "diagnostics", {}),
+        "mixing": None if mixing is None else np.asarray(mixing).tolist(),
     }
 
 

@@ -45,6 +45,12 @@ def test_a_run_leaves_a_whole_cube(undisturbed: CubeStore) -> None:
     assert (data["status"] == 0).all()
     assert (data["looks"].sel(sensor="landsat-8") == 2).all()
     assert np.isfinite(data["mean"].values).all()
+    # the engine of this test has z = 2 x
+    np.testing.assert_allclose(2 * data["canonical_sd"].values, data["sd"].values, rtol=1e-5)
+    np.testing.assert_array_equal(data["mixing"].values[1, 2], 2 * np.eye(2))
+    level = data["decomposition"].sel(level="pixel").values
+    np.testing.assert_allclose(level, (data["sd"].values ** 2).mean(0), rtol=1e-4)
+    assert np.isnan(data["decomposition"].sel(level="scene").values).all()
     record = undisturbed.record((0, 0))
     assert record["simulated"] is True
     assert record["scenes"]["landsat-8"] == ["landsat-8-2024-05-05", "landsat-8-2024-05-21"]
@@ -192,7 +198,7 @@ def test_an_engine_that_returns_nan_fails_its_tile(prepared: CubeStore) -> None:
 
 def test_a_store_that_cannot_be_written_stops_the_run(prepared: CubeStore) -> None:
     nothing: Any = SimpleNamespace(failed={})
-    drive = running._Drive(nothing, prepared, small_job("x", prepared.url), nothing, print, {}, None)
+    drive = running._Drive(nothing, prepared, small_job("x", prepared.url), nothing, print, {})
     future = SimpleNamespace(exception=lambda: StoreError("No space left on device"))
     drive._give_up((0, 0), future)  # type: ignore[arg-type]
     drive._give_up((0, 1), future)  # type: ignore[arg-type]
@@ -212,3 +218,33 @@ def test_an_unreachable_scheduler_is_explained(catalog: Path, tmp_path: Path, mo
     monkeypatch.setattr(cluster, "CONNECT", "1s")
     with pytest.raises(JobError, match="no Dask scheduler answers"):
         running.run(small_job(catalog, tmp_path / "c.zarr", cluster={"scheduler": "tcp://127.0.0.1:9"}), fit=quick_fit)
+
+
+def learning_fit(observations: Any, cube: Cube, *, prior: Any = None, **given: Any) -> Any:
+    """`quick_fit` that reports hyperparameters, and says in its message which prior it was given."""
+    from fusion.process.hierarchy import Hyper
+
+    made = quick_fit(observations, cube, **given)
+    hyper = Hyper.default(cube.basis.rank, tuple(sorted({o.sensor for o in observations})))
+    names = hyper.names()
+    level = 0.5 + 0.1 * given["origin"][0] / 32
+    made.diagnostics = {"theta": {"names": list(names), "mean": [level] * len(names), "sd": [0.2] * len(names)}}
+    made.message = "alone" if prior is None else f"{np.mean(prior['mean']):.3f} {np.mean(prior['sd']):.3f}"
+    return made
+
+
+def test_a_sample_of_tiles_tells_all_tiles_what_they_share(catalog: Path, tmp_path: Path, workers: LocalCluster) -> None:
+    job = small_job(catalog, tmp_path / "cube.zarr", cluster=on(workers), engine={"pool": 4})
+    summary = running.run(job, fit=learning_fit, progress="none")
+    assert (summary.done, summary.failed) == (9, {})
+    store = CubeStore.open(job.output.store)
+    told = store.objects.get("status/population.json")
+    assert len(told) == 4
+    messages = {r["message"] for r in store.records().values()}
+    assert "alone" not in messages
+    # the priors' means lie among the sampled tiles' own, and their sds under the prior's 1
+    sampled = [t["mean"][0] for t in told]
+    for message in messages:
+        mean, sd = map(float, message.split())
+        assert min(sampled) - 0.1 <= mean <= max(sampled) + 0.1
+        assert sd < 1
