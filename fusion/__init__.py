@@ -42,7 +42,7 @@ _HOME = {
     "fit": "fusion.infer",
     "validate": "fusion.infer.checks",
     "Job": "fusion.service.job",
-    "plan": "fusion.service.plan",
+    "plan": "fusion.service.run",
     "run": "fusion.service.run",
     "open_cube": "fusion.explore",
     "world": "fusion.simulate",
