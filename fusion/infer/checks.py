@@ -38,8 +38,9 @@ def validate(
     """One row per compared value: sensor, scene, band, class, gap (days), measured, predicted, sd, linear.
 
     most: acquisitions left out, spread evenly over all with at least 2 % clear values. hyper: theta, else learned by the engine
-    `learn`. classes: of land cover, from the fine looks. linear: the naive prediction, straight between the same sensor's looks before and
-    after at that pixel (NaN where there are none). settings: those of `problem.pose`. Feed the result to `score` and `render`.
+    `learn`. classes: of land cover, from the fine looks. linear: the naive prediction, straight between the same sensor's
+    looks before and after at that pixel (NaN where there are none). settings: those of `problem.pose`. Feed the result to `score`
+    and `render`.
     """
     usable = [i for i, obs in enumerate(observations) if np.mean(np.asarray(obs.precision) > 0) >= 0.02]
     if len(usable) > most:
@@ -144,11 +145,12 @@ def _between(obs: Any, rest: Sequence[Any]) -> tuple[NDArray[np.float64], NDArra
 
 
 def score(values: pd.DataFrame, by: Sequence[str] = ("sensor", "band")) -> pd.DataFrame:
-    """One row per group: values, looks, rmse, rmse_there and linear (ours and its, where both exist), bias, crps, cover50, cover90,
-    cover95, rms_z, pit.
+    """One row per group: values, looks, rmse, rmse_there and linear (ours and its, where both exist), bias, crps, cover50,
+    cover90, cover95, rms_z, pit.
 
     by: any of sensor, band, class, gap (binned at GAPS, days). crps: of the normal predictive (Gneiting & Raftery 2007, JASA
-    102, eq. 21). pit: shares of the probability integral transform in ten equal bins, flat where calibrated. rms_z: 1 where calibrated.
+    102, eq. 21). pit: shares of the probability integral transform in ten equal bins, flat where calibrated. rms_z: 1 where
+    calibrated.
     """
     table = values.assign(gap=pd.cut(values["gap"], list(GAPS), include_lowest=True).astype(str))
     rows = []

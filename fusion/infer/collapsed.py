@@ -1,6 +1,7 @@
 """log p(y | theta) with the field integrated out: what the variational engine and the sampler climb.
 
-`probed` is cheap on any tile: the sum of the exact Gaussian log densities of all probes and channels (`fusion.infer.probes`).
+`exact` is the density itself, dense in the white coefficients, for tiny tiles. `probed` is cheap on any tile: the sum of
+the exact Gaussian log densities of all probes and channels (`fusion.infer.probes`).
 
     log p(q) = -1/2 (q^T S^-1 q + log|S| + n log 2 pi),
     S[n, n'] = sum_l G_l[n, n'] (tau_n^T C_l tau_n') sum_j g_nj sd_lj^2 g_n'j + noise + offset + gain + discrepancy
@@ -13,10 +14,13 @@ Reid & Firth 2011, Statistica Sinica 21). Tests compare it with the exact densit
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from fusion.infer.looks import Looks
 from fusion.infer.probes import Probes
 from fusion.process.hierarchy import Hierarchy, Hyper
 
@@ -106,3 +110,39 @@ def probed(white: Array, batches: tuple[Probes, ...], hierarchy: Hierarchy, sens
     hyper = Hyper.from_white(white, hierarchy.mixing.shape[0], sensors)
     total = sum((terms(batch, hierarchy, hyper).sum() for batch in batches), jnp.zeros(()))
     return jnp.where(jnp.isfinite(total), total, -1e30)
+
+
+def exact(white: Array, series: tuple[Looks, ...], hierarchy: Hierarchy, sensors: tuple[str, ...]) -> Array:
+    """log p(y | theta) up to a constant, by a dense Cholesky factor of Q = I + A^T N^-1 A over all white coefficients.
+
+        log p = 1/2 (log|N^-1| - y^T N^-1 y + b^T Q^-1 b - log|Q|),    b = A^T N^-1 y
+    """
+    hyper = Hyper.from_white(white, hierarchy.mixing.shape[0], sensors)
+    factors, shapes = hierarchy.factors(hyper), hierarchy.white_shapes
+    size = count(hierarchy)
+
+    def see(flat: Array) -> list[Array]:
+        parts, start = {}, 0
+        for name, shape in shapes.items():
+            parts[name] = flat[start : start + math.prod(shape)].reshape(shape)
+            start += math.prod(shape)
+        mean, planes = hierarchy.coefficients(parts, factors)
+        return [s.forward(mean, planes, hierarchy.temporal) for s in series]
+
+    curvature, slope, total = jnp.eye(size), jnp.zeros(size), jnp.zeros(())
+    for s, columns in zip(series, jax.vmap(see)(jnp.eye(size)), strict=True):
+        noise = s.noise(hyper)
+        weighted = noise.apply(s.data)
+        flat = columns.reshape(size, -1)
+        curvature = curvature + flat @ jax.vmap(noise.apply)(columns).reshape(size, -1).T
+        slope = slope + flat @ weighted.ravel()
+        total = total + 0.5 * (noise.log_det - (s.data * weighted).sum())
+    root = jnp.linalg.cholesky(0.5 * (curvature + curvature.T))
+    explained = jax.scipy.linalg.solve_triangular(root, slope, lower=True)
+    total = total + 0.5 * (explained**2).sum() - jnp.log(jnp.diagonal(root)).sum()
+    return jnp.where(jnp.isfinite(total), total, -1e30)
+
+
+def count(hierarchy: Hierarchy) -> int:
+    """The number of white coefficients of a tile."""
+    return sum(math.prod(shape) for shape in hierarchy.white_shapes.values())

@@ -79,7 +79,7 @@ def sample(
         message = f"{Status.BAD_SAMPLES.value} Worst: {names[worst]}, R-hat {r_hat[worst]:.3f}; {divergent:.1%} diverged."
     picked = flat[np.linspace(0, len(flat) - 1, draws).round().astype(int)]
     return Theta(
-        flat.mean(0), np.linalg.cholesky(covariance), picked, hyper.rank, hyper.sensors,
+        flat.mean(0), np.asarray(np.linalg.cholesky(covariance), np.float64), picked, hyper.rank, hyper.sensors,
         Status.BAD_SAMPLES if bad else Status.OK, message, found,
     )
 

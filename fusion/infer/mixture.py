@@ -127,7 +127,8 @@ def mixed(parts: Sequence[Posterior], theta: Theta, more: Mapping[str, Any]) -> 
     learned = {"names": names, "mean": theta.mean.tolist(), "sd": theta.sd.tolist()}
     return replace(
         first, mean=z.mean.astype(np.float32), sd=np.sqrt(z.variance).astype(np.float32),
-        canonical_var=x.variance.astype(np.float32), draws=np.concatenate([p.draws for p in parts]), hyper=theta.hyper, status=status, message=message,
+        canonical_var=x.variance.astype(np.float32),
+        draws=np.concatenate([p.draws for p in parts]), hyper=theta.hyper, status=status, message=message,
         chi_square={name: float(np.mean([p.chi_square[name] for p in parts])) for name in first.chi_square},
         decomposition={name: np.mean([p.decomposition[name] for p in parts], axis=0) for name in first.decomposition},
         diagnostics={**first.diagnostics, **theta.diagnostics, **more, "theta": learned, "thetas": len(parts)},
@@ -188,6 +189,5 @@ def aligned(prior: Any, hyper: Hyper) -> tuple[Any, Any] | None:
         return prior  # type: ignore[no-any-return]
     place = {name: i for i, name in enumerate(prior["names"])}
     pick = [place.get(name) for name in hyper.names()]
-    return (
-        np.array([0.0 if i is None else prior["mean"][i] for i in pick]), np.array([1.0 if i is None else prior["sd"][i] for i in pick])
-    )
+    mean = np.array([0.0 if i is None else prior["mean"][i] for i in pick])
+    return mean, np.array([1.0 if i is None else prior["sd"][i] for i in pick])

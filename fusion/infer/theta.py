@@ -16,7 +16,7 @@ from jax import Array
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from fusion.infer.collapsed import probed
+from fusion.infer.collapsed import count, exact, probed
 from fusion.infer.looks import Looks
 from fusion.infer.posterior import Status
 from fusion.infer.probes import Probes, probe
@@ -69,21 +69,29 @@ def _leaves(u: Vector, theta: Theta) -> list[Array]:
 
 Prior = tuple[Array, Array]
 """mean and sd (D,) of u"""
-Evidence = tuple[tuple[Probes, ...], Hierarchy, Prior]
+TINY = 512
+"""tiles with at most so many white coefficients are given the exact density instead of probes"""
+Evidence = tuple[tuple[Probes, ...] | tuple[Looks, ...], Hierarchy, Prior]
 """all arrays that the log posterior of u needs: arguments of what is compiled, never constants in it"""
 
 
-def evidence(batches: tuple[Probes, ...], hierarchy: Hierarchy, prior: tuple[Any, Any] | None, size: int) -> Evidence:
-    """Gathered without the tile's own spaces, so that tiles of one calendar share a compile. prior None = N(0, I)."""
-    bare = replace(hierarchy, spaces={}, rows=jnp.zeros(0, jnp.int32), cols=jnp.zeros(0, jnp.int32))
+def evidence(series: Sequence[Looks], hierarchy: Hierarchy, hyper: Hyper, prior: tuple[Any, Any] | None, seed: int) -> Evidence:
+    """Probes, or the looks themselves on a tiny tile. prior: of u, None = N(0, I)."""
+    size = Hyper.size(hyper.rank, len(hyper.sensors))
     mean, sd = prior if prior is not None else (np.zeros(size), np.ones(size))
-    return batches, bare, (jnp.asarray(mean, jnp.float32), jnp.asarray(sd, jnp.float32))
+    known = jnp.asarray(mean, jnp.float32), jnp.asarray(sd, jnp.float32)
+    if count(hierarchy) <= TINY:
+        return tuple(series), hierarchy, known
+    # Without the tile's own spaces all tiles of one calendar share a compile.
+    bare = replace(hierarchy, spaces={}, rows=jnp.zeros(0, jnp.int32), cols=jnp.zeros(0, jnp.int32))
+    return probe(tuple(series), hierarchy, hyper, seed), bare, known
 
 
 def log_posterior(u: Array, known: Evidence, sensors: tuple[str, ...]) -> Array:
     """log p(u | probes) up to a constant."""
-    batches, hierarchy, (mean, sd) = known
-    return probed(u, batches, hierarchy, sensors) - 0.5 * (((u - mean) / sd) ** 2).sum()
+    data, hierarchy, (mean, sd) = known
+    density: Any = exact if isinstance(data[0], Looks) else probed
+    return density(u, data, hierarchy, sensors) - 0.5 * (((u - mean) / sd) ** 2).sum()
 
 
 Place = tuple[Array, Array]
@@ -145,11 +153,12 @@ def start(
     series: Sequence[Looks], hierarchy: Hierarchy, hyper: Hyper, prior: tuple[Any, Any] | None, seed: int
 ) -> tuple[Evidence, Place | None, dict[str, Any]]:
     """(evidence, place, diagnostics) where both engines begin: probes and their Laplace approximation; no place without data."""
-    batches = probe(tuple(series), hierarchy, hyper, seed)
-    known = evidence(batches, hierarchy, prior, Hyper.size(hyper.rank, len(hyper.sensors)))
-    if not batches:
+    known = evidence(series, hierarchy, hyper, prior, seed)
+    if not known[0]:
         return known, None, {}
     mode, covariance, value = laplace(known, hyper.sensors)
-    scales = np.concatenate([np.asarray(batch.scale) for batch in batches])
-    found = {"log_posterior_at_mode": value, "probes": {name: int((scales == i).sum()) for i, name in enumerate(LEVELS)}}
+    found: dict[str, Any] = {"log_posterior_at_mode": value}
+    scales = [np.asarray(batch.scale) for batch in known[0] if isinstance(batch, Probes)]
+    if scales:
+        found["probes"] = {name: int((np.concatenate(scales) == i).sum()) for i, name in enumerate(LEVELS)}
     return known, (jnp.asarray(mode, jnp.float32), jnp.asarray(np.linalg.cholesky(covariance), jnp.float32)), found

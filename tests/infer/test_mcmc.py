@@ -1,0 +1,129 @@
+"""NUTS with the field collapsed, and the variational engine, against plain NUTS on everything; and what failure looks like."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from numpyro.diagnostics import effective_sample_size
+from numpyro.infer import MCMC, NUTS, init_to_median
+
+from fusion.infer import gaussian, mcmc, variational
+from fusion.infer.model import joint
+from fusion.infer.posterior import Status
+from fusion.infer.theta import Theta
+from tests.infer import small
+
+SENSORS = ("fine", "coarse")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Any:
+    with small.shrunk():
+        world = small.world()
+        small.simulator(world)(1)
+        yield world
+
+
+@pytest.fixture(scope="module")
+def reference(tiny: Any) -> dict[str, np.ndarray]:
+    """Plain NUTS on theta, every white coefficient and every error: mean, sd, effective sizes of u and z."""
+    kernel = NUTS(joint, init_strategy=init_to_median, max_tree_depth=6)
+    chain = MCMC(kernel, num_warmup=250, num_samples=400, progress_bar=False)
+    chain.run(jax.random.key(3), tiny.series, tiny.hierarchy, SENSORS)
+    drawn = {name: np.asarray(v, np.float64)[None] for name, v in chain.get_samples().items() if name in ("u", "z")}
+    out = {}
+    for name, value in drawn.items():
+        out |= {f"{name}_mean": value[0].mean(0), f"{name}_sd": value[0].std(0), f"{name}_size": effective_sample_size(value)}
+    return out
+
+
+@pytest.fixture(scope="module")
+def sampled(tiny: Any) -> Theta:
+    return mcmc.sample(tiny.series, tiny.hierarchy, tiny.hyper, draws=8, samples=150, warmup=100, chains=2, seed=1)
+
+
+@pytest.fixture(scope="module")
+def learned(tiny: Any) -> Theta:
+    return variational.learn(tiny.series, tiny.hierarchy, tiny.hyper, draws=8, seed=1)
+
+
+def field(world: Any, theta: Theta) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sd of z mixed over the draws of theta, from the exact Gaussian of each."""
+    parts = [
+        gaussian.posterior(world.hierarchy, world.series, hyper, jax.random.key(i), pairs=0, samples=128)
+        for i, hyper in enumerate(theta.hypers)
+    ]
+    means, sds = np.array([p.mean for p in parts]), np.array([p.sd for p in parts])
+    return means.mean(0), np.sqrt((sds**2).mean(0) + means.var(0, ddof=1))
+
+
+@pytest.mark.parametrize("engine", ["sampled", "learned"])
+def test_theta_agrees_with_plain_nuts(engine: str, reference: Any, request: pytest.FixtureRequest) -> None:
+    theta: Theta = request.getfixturevalue(engine)
+    error = (theta.mean - reference["u_mean"]) / reference["u_sd"]
+    monte_carlo = np.sqrt(1 / reference["u_size"] + 1 / 150)
+    assert np.sqrt(np.mean((error / monte_carlo) ** 2)) < 2.0
+    assert np.abs(error).max() < 0.6
+    ratio = theta.sd / reference["u_sd"]
+    assert 0.9 < np.exp(np.log(ratio).mean()) < 1.1
+    assert ratio.min() > 0.65
+    assert ratio.max() < 1.5
+
+
+@pytest.mark.parametrize("engine", ["sampled", "learned"])
+def test_the_field_agrees_with_plain_nuts(engine: str, tiny: Any, reference: Any, request: pytest.FixtureRequest) -> None:
+    """Parameter uncertainty reaches the pixels: the mixture has the mean and the sd of the joint posterior."""
+    mean, sd = field(tiny, request.getfixturevalue(engine))
+    error = (mean - reference["z_mean"]) / reference["z_sd"]
+    assert np.sqrt(np.mean(error**2)) < 0.15
+    ratio = sd / reference["z_sd"]
+    assert 0.93 < np.exp(np.log(ratio).mean()) < 1.08
+    assert ratio.min() > 0.7
+    assert ratio.max() < 1.45
+
+
+def test_diagnostics_decide_the_status(tiny: Any, sampled: Theta) -> None:
+    assert sampled.status is Status.OK, sampled.message
+    assert sampled.diagnostics["r_hat"] <= mcmc.R_HAT
+    assert sampled.diagnostics["effective_samples"] > 30
+    assert sampled.draws.shape == (8, len(sampled.mean))
+    hurried = mcmc.sample(tiny.series, tiny.hierarchy, tiny.hyper, draws=4, samples=6, warmup=0, chains=2, depth=1, seed=1)
+    assert hurried.status is Status.BAD_SAMPLES
+    assert "R-hat" in hurried.message
+    assert np.isfinite(hurried.draws).all()
+
+
+def test_engines_are_deterministic(tiny: Any, learned: Theta) -> None:
+    again = variational.learn(tiny.series, tiny.hierarchy, tiny.hyper, draws=8, seed=1)
+    np.testing.assert_array_equal(again.draws, learned.draws)
+
+
+def test_no_data_is_the_prior(tiny: Any) -> None:
+    for theta in (
+        mcmc.sample((), tiny.hierarchy, tiny.hyper, draws=4),
+        variational.learn((), tiny.hierarchy, tiny.hyper, draws=4),
+    ):
+        assert theta.status is Status.NO_DATA
+        np.testing.assert_allclose(theta.mean, 0)
+        np.testing.assert_allclose(theta.sd, 1)
+
+
+def test_a_sharp_prior_is_obeyed(tiny: Any) -> None:
+    """Pooling's hand-over: with a prior of sd .01 around a value, that value comes back."""
+    wanted = np.full(len(tiny.hyper.names()), 0.4)
+    prior = wanted, np.full(wanted.shape, 0.01)
+    theta = variational.learn(tiny.series, tiny.hierarchy, tiny.hyper, prior=prior, draws=2)
+    np.testing.assert_allclose(theta.mean, wanted, atol=0.02)
+
+
+def test_spoiled_data_still_give_finite_numbers(tiny: Any) -> None:
+    """Two sensors that contradict each other by .5, and noise stated a hundred times too small."""
+    fine, coarse = sorted(tiny.series, key=lambda s: s.sensor != "fine")
+    spoiled = (replace(fine, data=fine.data + 0.5 * (fine.precision > 0), precision=fine.precision * 1e4), coarse)
+    theta = variational.learn(spoiled, tiny.hierarchy, tiny.hyper, draws=2)
+    assert np.isfinite(theta.draws).all()
+    assert np.isfinite(theta.sd).all()

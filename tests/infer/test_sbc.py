@@ -1,0 +1,80 @@
+"""Simulation-based calibration: on worlds drawn from the model, ranks are uniform and errors are as large as they claim.
+
+A few worlds here; `benchmarks/calibration.py` draws hundreds, theta included, and keeps the figure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fusion.infer import gaussian
+from fusion.infer.collapsed import probed, terms
+from fusion.infer.probes import probe
+from fusion.process.hierarchy import LEVELS
+from tests.infer import oracle, small
+
+WORLDS = 24
+
+
+def calm() -> oracle.World:
+    """The oracle's cloudy world without gain errors, whose column is taken from the data."""
+    world = oracle.world("cloudy")
+    for obs in world.observations:
+        obs.gain_sd[:] = 0
+    return world
+
+
+def test_probes_are_as_uncertain_as_their_covariance_says() -> None:
+    """Over worlds drawn from the model, value^T S^-1 value averages the number of values, at every scale."""
+    world = oracle.world("cloudy")
+    for obs in world.observations:
+        obs.gain_sd[:] = 0
+    u, draw = world.hyper.to_white(), small.simulator(world)
+    squares, counts, curves = dict.fromkeys(LEVELS, 0.0), dict.fromkeys(LEVELS, 0.0), []
+    slope = jax.jit(jax.grad(lambda u, batches, hierarchy: probed(u, batches, hierarchy, world.hyper.sensors)))
+    for seed in range(16):
+        draw(seed)
+        batches = probe(world.series, world.hierarchy, world.hyper, 0)
+        curves.append(np.asarray(slope(u, batches, world.hierarchy)))
+        for batch in batches:
+            # log p(value) - log p(0) = -1/2 value^T S^-1 value
+            zero = replace(batch, value=jnp.zeros_like(batch.value))
+            form = -2 * np.asarray(terms(batch, world.hierarchy, world.hyper) - terms(zero, world.hierarchy, world.hyper)).sum(1)
+            for i, name in enumerate(LEVELS):
+                mine = np.asarray(batch.scale) == i
+                squares[name] += float(form[mine].sum())
+                counts[name] += float(np.asarray(batch.seen)[mine].sum())
+    for name in LEVELS:
+        ratio, error = squares[name] / counts[name], np.sqrt(2 / counts[name])
+        assert abs(ratio - 1) < 5 * error + 0.03, f"{name}: {ratio:.3f} over {counts[name]:.0f} values"
+    mean, spread = np.mean(curves, axis=0), np.std(curves, axis=0, ddof=1) / np.sqrt(len(curves))
+    assert np.mean((mean / np.maximum(spread, 1e-2)) ** 2) < 2  # the score has mean zero at the true theta
+
+
+def test_ranks_of_the_field_are_uniform() -> None:
+    """Ranks of the truth among independent posterior draws, and its distance from the mean in claimed sd (Talts et al. 2018)."""
+    world, pairs = calm(), 9
+    draw = small.simulator(world)
+    factors = world.hierarchy.factors(world.hyper)
+    rng = np.random.default_rng(0)
+    ranks, scores = [], []
+    for seed in range(WORLDS):
+        truth = draw(100 + seed)
+        found = gaussian.posterior(world.hierarchy, world.series, world.hyper, jax.random.key(seed), pairs=pairs, samples=64)
+        whites = [jax.tree.map(lambda a, i=i: a[i], found.deviations) for i in range(pairs)]
+        deviations = [np.asarray(world.hierarchy.field(*world.hierarchy.coefficients(w, factors))) for w in whites]
+        draws = np.asarray(found.mean) + np.array(deviations)  # one of each antithetic pair: independent
+        places = rng.choice(truth.size, 40, replace=False)
+        ranks.append((draws.reshape(pairs, -1)[:, places] < truth.ravel()[places]).sum(0))
+        scores.append(((truth - np.asarray(found.mean)) / np.asarray(found.sd)).ravel()[places])
+    counts = np.bincount(np.concatenate(ranks), minlength=pairs + 1)
+    expected = counts.sum() / len(counts)
+    assert (abs(counts - expected) < 6 * np.sqrt(expected)).all(), counts  # places of one world are correlated: six, not three
+    z = np.concatenate(scores)
+    assert abs(np.sqrt(np.mean(z**2)) - 1) < 0.08
+    assert abs(z.mean()) < 0.2
+    assert 0.87 < np.mean(abs(z) < 1.645) < 0.93
