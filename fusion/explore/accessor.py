@@ -23,6 +23,8 @@ from fusion.observe.scene import Scene
 from fusion.observe.sensor import Sensor
 from fusion.observe.sensor import sensor as sensor_of
 
+DARKEST = 1e-4
+"""reflectance: draws below it are raised to it before an index is computed; a ratio of values that may cross 0 has no mean"""
 POOL = 5
 """pixels: the correlation between components is estimated from the stored draws pooled over POOL x POOL neighbours"""
 
@@ -36,8 +38,8 @@ STANDARD = {
 def open_cube(url: str, *, storage_options: dict[str, Any] | None = None) -> xr.Dataset:
     """The cube at a local path or s3://, gs://, az:// URL, lazily: a dask-backed Dataset with the `.fusion` accessor.
 
-    Variables: mean, sd, canonical_sd (time, component, y, x); draws (draw, time, component, y, x) standardised so that a draw of the field is
-    mean + sd * draws, status per tile. Raises StoreError if there is no cube at the address.
+    Variables: mean, sd, canonical_sd (time, component, y, x); draws (draw, time, component, y, x) standardised, so that a draw of
+    the field is mean + sd * draws; status per tile. Raises StoreError if there is no cube at the address.
     """
     try:
         with warnings.catch_warnings():  # a job that still runs has no consolidated metadata yet: slower to open, as good to read
@@ -228,15 +230,16 @@ class FusionAccessor:
     def expect(self, f: Callable[[xr.Dataset], xr.DataArray], sensor: str = "landsat-8") -> xr.Dataset:
         """E[f(bands)] over the posterior, with the plug-in f(E[bands]) beside it (their difference is the Jensen gap).
 
-        f takes a Dataset with one variable per band name of `sensor` and returns a DataArray.
+        f takes a Dataset with one variable per band name of `sensor` and returns a DataArray. Reflectance is not negative:
+        draws are clipped at DARKEST, which keeps ratios over dark water finite.
         Returns mean, sd, plug_in and draws.
         """
         bands = self.bands(sensor)
         if "draws" not in bands:
             raise StoreError("a nonlinear quantity needs posterior draws and this store has none: run the job with draws >= 8")
-        value = f(bands["draws"].to_dataset("band"))
+        value = f(bands["draws"].clip(min=DARKEST).to_dataset("band"))
         out = xr.Dataset({"mean": value.mean("draw"), "sd": value.std("draw", ddof=1), "draws": value})
-        out["plug_in"] = f(bands["mean"].to_dataset("band"))
+        out["plug_in"] = f(bands["mean"].clip(min=DARKEST).to_dataset("band"))
         return out
 
     def index(self, name: str, sensor: str = "landsat-8") -> xr.Dataset:

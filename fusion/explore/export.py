@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,7 +68,7 @@ def to_stac(
     first, last = (datetime.fromisoformat(str(t)[:19]).replace(tzinfo=UTC) for t in chosen.time.values[[0, -1]])
     title = f"{name}: fused surface reflectance as {facts.title} would see it, posterior mean and standard deviation"
     collection = pystac.Collection(
-        f"{name}-{sensor}".replace(" ", "-"), title, title=title, license="other",
+        re.sub(r"[^a-z0-9]+", "-", f"{name} {sensor}".lower()), title, title=title, license="other",
         extent=pystac.Extent(pystac.SpatialExtent([box]), pystac.TemporalExtent([[first, last]])),
         stac_extensions=[PROJECTION],
     )

@@ -12,8 +12,12 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from pyproj import Transformer
 from scipy.special import ndtr, ndtri
 
+from fusion.cube.calendar import centre_of
+from fusion.cube.grid import Grid
 from fusion.errors import JobError
 from fusion.observe.scene import Scene
 from fusion.observe.sensor import sensor as sensor_of
@@ -53,6 +57,21 @@ def map_pair(estimate: xr.Dataset, time: Any = None, title: str = "", unit: str 
     return figure
 
 
+def look(ax: Axes, scene: Scene, band: str, grid: Grid, **style: Any) -> Any:
+    """Draws one scene over the cube's map, each pixel where its own projection puts it; returns what a colour bar needs.
+
+    style: of `pcolormesh`, such as vmin, vmax, cmap.
+    """
+    rows, cols = (np.arange(n + 1) for n in scene.geobox.shape)
+    x, y = scene.geobox.transform * np.meshgrid(cols, rows)
+    to_map = Transformer.from_crs(str(scene.geobox.crs), str(grid.crs), always_xy=True)
+    values = np.ma.masked_invalid(scene.reflectance[scene.bands.index(band)])
+    drawn = ax.pcolormesh(*to_map.transform(x, y), values, **{"cmap": MEAN, "rasterized": True, **style})
+    box = grid.bounds
+    ax.set(xlim=(box.left, box.right), ylim=(box.bottom, box.top), aspect="equal", facecolor="0.85")
+    return drawn
+
+
 def time_series(
     dataset: xr.Dataset, lon: float, lat: float, bands: Sequence[str] = ("red", "nir08"), sensor: str = "landsat-8",
     scenes: Sequence[Scene] = (), levels: Sequence[float] = (0.5, 0.9),
@@ -74,7 +93,7 @@ def time_series(
             ax.errorbar(when, value, yerr=sigma, fmt=marker, ms=4, lw=0.8, color="0.25", mfc="none", label=name)
         ax.set_ylabel(f"{band} reflectance")
         ax.grid(alpha=0.25)
-    axes[0, 0].legend(ncols=4, fontsize="small", loc="upper left")
+    axes[0, 0].legend(ncols=5, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     axes[-1, 0].xaxis.set_major_formatter(mdates.ConciseDateFormatter(mdates.AutoDateLocator()))
     figure.suptitle(f"{lat:.4f}, {lon:.4f} as {sensor} would see it")
     return figure
@@ -82,10 +101,6 @@ def time_series(
 
 def _looks_over(scenes: Sequence[Scene], lon: float, lat: float, band: str) -> dict[str, list[tuple[Any, float, float]]]:
     """sensor -> [(time, reflectance, sigma)] of the native pixel over a point, where the sensor has that band."""
-    from pyproj import Transformer
-
-    from fusion.cube.calendar import centre_of
-
     found: dict[str, list[tuple[Any, float, float]]] = {}
     for scene in scenes:
         if band not in scene.bands:
@@ -123,13 +138,13 @@ def decomposition(dataset: xr.Dataset, component: int = 0) -> Figure:
     """Where a pixel's certainty comes from: the share of each level of the hierarchy, one map per level."""
     shares = dataset.fusion.variance_decomposition().isel(component=component).compute()
     count = shares.sizes["level"]
-    figure, axes = plt.subplots(1, count, figsize=(3.6 * count, 3.6), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, count, figsize=(2.3 * count + 1, 3), layout="constrained", sharey=True)
     for ax, level in zip(np.atleast_1d(axes), shares.level.values, strict=True):
         shown = ax.imshow(shares.sel(level=level), cmap=MEAN, vmin=0, vmax=1, interpolation="nearest")
-        ax.set_title(str(level))
-        ax.set_xlabel("column (pixels)")
+        ax.set(title=str(level), xlabel="column (pixels)")
     np.atleast_1d(axes)[0].set_ylabel("row (pixels)")
     figure.colorbar(shown, ax=axes, shrink=0.8, label="share of the variance")
+    figure.suptitle(f"spectral component {component}")
     return figure
 
 
@@ -227,6 +242,8 @@ def tile_status(dataset: xr.Dataset) -> Figure:
     bar = figure.colorbar(shown, ax=ax, ticks=range(len(values)))
     bar.ax.set_yticklabels(meanings)
     ax.set(xlabel="tile column", ylabel="tile row", title="status of the tiles")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
