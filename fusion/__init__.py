@@ -36,7 +36,7 @@ _HOME = {
     "sensor": "fusion.observe.sensor",
     "sensors": "fusion.observe.sensor",
     "Observation": "fusion.observe.observation",
-    "observe": "fusion.observe.observation",
+    "looks": "fusion.observe.observation",
     "Posterior": "fusion.infer.posterior",
     "Status": "fusion.infer.posterior",
     "fit": "fusion.infer",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from typer.main import get_command
@@ -87,7 +88,7 @@ def test_python_blocks_run(page: Path, place: Path, monkeypatch: pytest.MonkeyPa
     printed = capsys.readouterr().out
     assert "nan" not in printed
     assert "demo (simulated)" in printed
-    matplotlib.pyplot.close("all")
+    plt.close("all")
 
 
 def test_python_blocks_of_the_first_page_name_what_exists() -> None:
