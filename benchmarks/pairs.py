@@ -1,7 +1,7 @@
-"""The real pairs of the accuracy benchmark as observations: which images are given, which is hidden, what is known of the sensors.
+"""The real pairs of the accuracy benchmark as observations: what is given, what is hidden, what is known of the sensors.
 
-Files: cia_west.npz, salton_north.npz and boreas_west.npz under ../shared/data (see its README for the sources). A case gives some fine
-images and the coarse series; the fine image of one date is hidden and is used for scoring alone.
+Files: cia_west.npz, salton_north.npz and boreas_west.npz under ../shared/data (see its README for the sources). A case gives
+some fine images and the coarse series; the fine image of one date is hidden and is used for scoring alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Case:
 
 
 def read(folder: Path, name: str) -> Pair:
-    """One of the three files.  Coarse data that were interpolated onto fine pixels (BOREAS) are averaged back to cells of 480 m."""
+    """One of the three files.  Coarse data that were interpolated onto fine pixels (BOREAS) are averaged to cells of 480 m."""
     with np.load(folder / f"{name}.npz") as file:
         bands, fine = tuple(str(b) for b in file["bands"]), file["fine"].astype(np.float64)
         pixel = float(file["fine_pixel_m"])
@@ -84,9 +85,8 @@ def read(folder: Path, name: str) -> Pair:
             whole = file["coarse_on_fine_grid"][..., : height // ratio * ratio, : width // ratio * ratio].astype(np.float64)
             coarse = whole.reshape(count, len(bands), height // ratio, ratio, width // ratio, ratio).mean(axis=(3, 5))
         dates = file["fine_dates"] if "fine_dates" in file else file["dates"]
-    return Pair(
-        name, bands, fine, dates.astype("datetime64[D]"), coarse, coarse_dates.astype("datetime64[D]"), ratio, pixel, name.startswith("salton")
-    )
+    days = dates.astype("datetime64[D]"), coarse_dates.astype("datetime64[D]")
+    return Pair(name, bands, fine, days[0], coarse, days[1], ratio, pixel, name.startswith("salton"))
 
 
 def cases(pair: Pair) -> Iterator[Case]:
@@ -129,7 +129,7 @@ def _no_plan(lon: float, lat: float, first: date, last: date) -> list[Any]:
 
 
 def observations(case: Case) -> tuple[tuple[Observation, ...], Cube]:
-    """What the product is given, and the cube that it is asked for: its latent times are the fine dates and what fills their gaps."""
+    """What the product is given, and the cube that it is asked for: latent times are the fine dates and what fills their gaps."""
     pair = case.pair
     crs = "EPSG:32611"
     place = Affine(pair.pixel, 0, 500_000.0, 0, -pair.pixel, 4_000_000.0)
@@ -141,10 +141,16 @@ def observations(case: Case) -> tuple[tuple[Observation, ...], Cube]:
     basis = SpectralBasis.of_bands([CENTRES[b] for b in pair.bands], flat.mean(axis=1), np.atleast_2d(np.cov(flat)))
     cube = Cube(grid, Calendar(np.asarray(latent_times(pair), "datetime64[us]")), basis)
     fine, coarse = sensors(pair)
-    out = [observe(_scene(fine, pair.fine[i], grid.geobox, _noon(pair.fine_dates[i]), str(pair.fine_dates[i])), fine, cube) for i in case.given]
+    out = []
+    for i in case.given:
+        scene = _scene(fine, pair.fine[i], grid.geobox, _noon(pair.fine_dates[i]), str(pair.fine_dates[i]))
+        out.append(observe(scene, fine, cube))
+    latent = cube.calendar.times.astype("datetime64[D]")
     for i in range(len(pair.coarse)):
-        if np.isfinite(pair.coarse[i]).any():
-            out.append(observe(_scene(coarse, pair.coarse[i], cells, _when(pair, i), str(pair.coarse_dates[i])), coarse, cube))
+        # daily composites of 16 days share 15 of them: one per latent time says as much
+        if np.isfinite(pair.coarse[i]).any() and (not pair.window or pair.coarse_dates[i] in latent):
+            scene = _scene(coarse, pair.coarse[i], cells, _when(pair, i), str(pair.coarse_dates[i]))
+            out.append(observe(scene, coarse, cube))
     return tuple(out), cube
 
 
@@ -155,7 +161,7 @@ def latent_times(pair: Pair) -> NDArray[np.datetime64]:
         return np.array(times) + np.timedelta64(12, "h")
     filled: list[np.datetime64] = [*times]
     edges = sorted({pair.coarse_dates.min(), *times, pair.coarse_dates.max()})
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         parts = int(np.ceil((high - low) / (5 * DAY)))
         filled += [low + (high - low) * k // parts for k in range(1, parts)]
     return np.array(sorted({*filled, *edges})) + np.timedelta64(12, "h")

@@ -1,12 +1,12 @@
 """What a coarse sensor really saw, learned from the fine looks of the same ground: blur, displacement, bias and discrepancy.
 
-For every coarse look n near a fine one the fine images, interpolated to its times and seen through the coarse footprint, give x_n(p, b).
+For every coarse look n near a fine one, the fine images at its times, seen through the coarse footprint, give x_n(p, b).
 
-    y_n(p, b) = W(width, shift) x + bias_b + o_nb + d_n(p, b),     d = white in time + Ornstein-Uhlenbeck on the sensor's own cells
+    y_n(p, b) = W(width, shift) x + bias_b + o_nb + d_n(p, b),     d = white in time + Ornstein-Uhlenbeck on the cells
 
-width and shift: least summed log residual variance over the bands, from facts outwards. bias: mean over looks, shrunk. o: its scatter.
-d: lag products of the residuals between dates, by moments. The result is the same observations with better facts; the engine's
-own factors (`Hyper`) then vary around them. Nothing is learned about a look from a fine image that is not given.
+width and shift: least summed log residual variance over the bands, from the facts outwards. bias: mean over looks, shrunk.
+o: its scatter. d: lag products of the residuals between dates, by moments. The result is the same observations with better
+facts; the engine's own factors (`Hyper`) then vary around them. Only fine images that are given teach anything.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from dataclasses import dataclass, replace
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from fusion.cube.cube import Cube
 from fusion.observe.footprint import footprint
 from fusion.observe.layer import Layer
 from fusion.observe.observation import Observation
+from fusion.observe.operator import Footprint
+from fusion.observe.psf import FWHM_PER_SD
 
 NEAR_DAYS = 4.0
 """a coarse look further than this from every fine look teaches nothing of the sensor"""
@@ -141,7 +144,8 @@ def _backwards(fine: Observation, coarse: Observation, cube: Cube) -> tuple[Arra
     noise = np.median(1.0 / fine.precision[fine.precision > 0]) + np.asarray(fine.residual_var, np.float64)
     gain = cube.basis.prior @ colour.T @ np.linalg.inv(colour @ cube.basis.prior @ colour.T + np.diag(noise))
     planes = np.einsum("bc,cyx->byx", np.asarray(coarse.layer.colour, np.float64) @ gain, back)
-    return np.where(mass > 0.5 * max(float(mass.max()), 1e-6), planes, 0.0), (mass > 0.5 * max(float(mass.max()), 1e-6)).astype(float)
+    clear = mass > 0.5 * max(float(mass.max()), 1e-6)
+    return np.where(clear, planes, 0.0), clear.astype(float)
 
 
 def _filled(stack: Array, there: Array) -> Array:
@@ -158,42 +162,49 @@ def _filled(stack: Array, there: Array) -> Array:
     return out
 
 
-def _residuals(pairs: _Pairs, cube: Cube, widen: float, shift: tuple[float, float]) -> tuple[Array, Array]:
+def _residuals(pairs: _Pairs, foot: Footprint, pictures: Array) -> tuple[Array, Array]:
     """((n, B, H, W) y - W x, same-shaped weights 0 or 1)."""
-    first = pairs.coarse[0]
-    foot = footprint(first.geobox, first.psf, cube.grid, view=first.view, widen=widen, shift=shift)
-    seen = np.asarray(foot(jnp.asarray(pairs.pictures, jnp.float32)), np.float64)
+    seen = np.asarray(foot(jnp.asarray(pictures, jnp.float32)), np.float64)
     share = np.asarray(foot(jnp.asarray(pairs.clear, jnp.float32)))[:, None]
     inside = np.asarray(foot.seen) > 0.9
     use = (np.stack([o.precision for o in pairs.coarse]) > 0) & (share > 0.85) & inside
     return np.where(use, np.stack([o.data for o in pairs.coarse]) - seen, 0.0), use.astype(np.float64)
 
 
-def _misfit(pairs: _Pairs, cube: Cube, widen: float, shift: tuple[float, float], cell: float) -> float:
-    """Minus twice the profile log-likelihood of width and shift; every look and band has a free mean, every band a free variance."""
-    residual, use = _residuals(pairs, cube, widen, shift)
+def _misfit(pairs: _Pairs, sharp: Footprint, fwhm: float, cube: Cube, widen: float, shift: tuple[float, float]) -> float:
+    """Minus twice the profile log-likelihood of width and shift: a free mean per look and band, a free variance per band.
+
+    sharp: the footprint at the least of WIDTHS; the search blurs and moves the fine pictures instead of building footprints.
+    fwhm: metres, of the stated blur.
+    """
+    pixel = cube.grid.resolution
+    blur = float(np.sqrt(max(widen**2 - WIDTHS[0] ** 2, 0.0))) * fwhm / FWHM_PER_SD / pixel
+    moved = ndimage.shift(pairs.pictures, (0, 0, shift[0] / pixel, -shift[1] / pixel), order=1, mode="nearest")
+    moved = ndimage.gaussian_filter(moved, (0, 0, blur, blur), mode="nearest", truncate=3.0) if blur > 0 else moved
+    residual, use = _residuals(pairs, sharp, moved)
     count = np.maximum(use.sum(axis=(2, 3), keepdims=True), 1)
     centred = np.where(use > 0, residual - residual.sum(axis=(2, 3), keepdims=True) / count, 0.0)
     values = use.sum(axis=(0, 2, 3))
     variance = (centred**2).sum(axis=(0, 2, 3)) / np.maximum(values, 1)
-    # all cells count, though a wide blur leaves fewer whole: scores of different widths must compare like with like;
     # bands share their errors and neighbours overlap: a fourth of the values is independent
-    fit = 0.25 * residual[:, 0].size * float(np.log(np.maximum(variance, 1e-12)).sum())
+    fit = 0.25 * float((values * np.log(np.maximum(variance, 1e-12))).sum())
+    cell = pixel * float(np.sqrt(sharp.grid_shape[0] * sharp.grid_shape[1] / (sharp.shape[0] * sharp.shape[1])))
     prior = (np.log(widen) / 0.7) ** 2 + (shift[0] ** 2 + shift[1] ** 2) / (SHIFT_SD * cell) ** 2
     return fit + float(prior)
 
 
 def _place(pairs: _Pairs, cube: Cube, cell: float) -> tuple[float, tuple[float, float]]:
     """(width factor, shift) by a scan of widths and a pattern search of the shift, twice."""
-    best: tuple[float, tuple[float, float]] = (1.0, (0.0, 0.0))
     known: dict[tuple[float, tuple[float, float]], float] = {}
+    first = pairs.coarse[0]
+    sharp = footprint(first.geobox, first.psf, cube.grid, view=first.view, widen=WIDTHS[0])
 
     def score(widen: float, shift: tuple[float, float]) -> float:
         if (widen, shift) not in known:
-            known[widen, shift] = _misfit(pairs, cube, widen, shift, cell)
+            known[widen, shift] = _misfit(pairs, sharp, first.psf.fwhm, cube, widen, shift)
         return known[widen, shift]
 
-    best = min(((w, best[1]) for w in WIDTHS), key=lambda c: score(*c))
+    best = min(((w, (0.0, 0.0)) for w in WIDTHS), key=lambda c: score(*c))
     for step in STEPS:
         moved = True
         while moved:
@@ -207,12 +218,13 @@ def _place(pairs: _Pairs, cube: Cube, cell: float) -> tuple[float, tuple[float, 
 def _learn(coarse: Sequence[Observation], fine: Sequence[Observation], cube: Cube) -> Learned | None:
     """What one coarse raster's looks teach, or None."""
     pairs = _pictures(coarse, fine, cube)
-    if not pairs.coarse or _residuals(pairs, cube, 1.0, (0.0, 0.0))[1][:, 0].sum() < CELLS:
+    if not pairs.coarse or _residuals(pairs, coarse[0].layer.footprint, pairs.pictures)[1][:, 0].sum() < CELLS:
         return None
     first = pairs.coarse[0]
     cell = float(np.sqrt(abs(first.geobox.transform.determinant)))
     widen, shift = _place(pairs, cube, cell)
-    residual, use = _residuals(pairs, cube, widen, shift)
+    foot = footprint(first.geobox, first.psf, cube.grid, view=first.view, widen=widen, shift=shift)
+    residual, use = _residuals(pairs, foot, pairs.pictures)
     count = use.sum(axis=(2, 3))
     level = residual.sum(axis=(2, 3)) / np.maximum(count, 1)  # (n, B)
     seen = (count > 0).astype(float)
@@ -224,9 +236,8 @@ def _learn(coarse: Sequence[Observation], fine: Sequence[Observation], cube: Cub
     centred = np.where(use > 0, residual - level[:, :, None, None], 0.0)
     total = (centred**2).sum(axis=(0, 2, 3)) / np.maximum(use.sum(axis=(0, 2, 3)) - looks, 1)
     lasting, days = _persistence(centred, use, pairs.days, total, first.discrepancy_days)
-    return Learned(
-        first.sensor, widen, shift, bias, offset, np.sqrt(np.maximum(total - lasting, 0.0)), np.sqrt(lasting), days, len(pairs.coarse)
-    )
+    white = np.sqrt(np.maximum(total - lasting, 0.0))
+    return Learned(first.sensor, widen, shift, bias, offset, white, np.sqrt(lasting), days, len(pairs.coarse))
 
 
 def _persistence(residual: Array, use: Array, days: Array, total: Array, stated: float) -> tuple[Array, float]:
@@ -247,8 +258,8 @@ def _persistence(residual: Array, use: Array, days: Array, total: Array, stated:
     tried = stated * 2.0 ** np.arange(-2, 4)
     # least squares of the common correlation; the share is linear, its prior 1/2 counts as one pair of looks
     shares = [np.clip(_share(common, weight, np.exp(-lag / d)), 0.0, 0.98) for d in tried]
-    cost = [float((weight * (common - s * np.exp(-lag / d)) ** 2).sum()) + 0.01 * weight.mean() * np.log(d / stated) ** 2 for s, d in zip(shares, tried, strict=True)]
-    best = int(np.argmin(cost))
+    misfit = [float((weight * (common - s * np.exp(-lag / d)) ** 2).sum()) for s, d in zip(shares, tried, strict=True)]
+    best = int(np.argmin(np.array(misfit) + 0.01 * weight.mean() * np.log(tried / stated) ** 2))
     shape = np.exp(-lag / tried[best])
     own = np.array([_share(product[:, b] / total[b], weight, shape, shares[best], 4.0) for b in range(len(total))])
     return np.clip(own, 0.0, 0.98) * total, float(tried[best])
@@ -270,10 +281,11 @@ def _with(obs: Observation, learned: Learned, cube: Cube) -> Observation:
     data = np.where(seen, obs.data - learned.bias.astype(np.float32)[:, None, None], 0.0).astype(np.float32)
     lasting = float(np.sqrt(np.mean(learned.lasting_sd**2)))
     note = (
-        f"learned on {learned.looks} looks: blur x {learned.widen:g}, shift {learned.shift[0]:.0f} m north {learned.shift[1]:.0f} m east, "
-        f"discrepancy {lasting:.4f} over {learned.days:.0f} days"
+        f"learned on {learned.looks} looks: blur x {learned.widen:g}, shift {learned.shift[0]:.0f} m north "
+        f"{learned.shift[1]:.0f} m east, discrepancy {lasting:.4f} over {learned.days:.0f} days"
     )
     return replace(
-        obs, data=data, precision=precision, layer=Layer.of(foot, np.asarray(layer.colour), np.asarray(layer.mean), np.asarray(layer.tau)),
-        offset_sd=learned.offset_sd.astype(np.float32), discrepancy_sd=lasting, discrepancy_days=learned.days, notes=(*obs.notes, note),
+        obs, data=data, precision=precision, offset_sd=learned.offset_sd.astype(np.float32),
+        layer=Layer.of(foot, *(np.asarray(a) for a in (layer.colour, layer.mean, layer.tau))),
+        discrepancy_sd=lasting, discrepancy_days=learned.days, notes=(*obs.notes, note),
     )
