@@ -2,8 +2,8 @@
 
     python benchmarks/calibration.py [--worlds 200] [--engine variational|mcmc]
 
-Every world is simulated: theta ~ prior, field ~ theta, data ~ field, by `fusion.infer.model.joint` itself. The engine then
-sees the data only. If it is right, the rank of each true value among its draws is uniform (Talts et al. 2018,
+Every world is simulated: theta ~ prior, field ~ theta, data ~ field, by `fusion.infer.model.joint` itself. The engine
+then sees the data only. If it is right, the rank of each true value among its draws is uniform (Talts et al. 2018,
 arXiv:1804.06788). The rank histograms are drawn in docs/figures/sbc.png.
 """
 
@@ -76,7 +76,8 @@ def _look(
     layer = SimpleNamespace(footprint=footprint, colour=colour, mean=np.full(bands, 0.2), tau=tau)
     return SimpleNamespace(
         sensor=sensor, scene_id=f"{sensor}-{number}", data=np.zeros(precision.shape, np.float32), precision=precision,
-        layer=layer, offset_sd=np.full(bands, offset), gain_sd=np.zeros(bands), residual_var=np.zeros(bands), discrepancy_sd=discrepancy,
+        layer=layer, offset_sd=np.full(bands, offset), gain_sd=np.zeros(bands), residual_var=np.zeros(bands),
+        discrepancy_sd=discrepancy,
         discrepancy_days=10.0, when=float(tau @ np.arange(STEPS)) * 8.0,
     )
 

@@ -2,10 +2,10 @@
 
     python benchmarks/pooling.py
 
-The world is simulated from the hierarchy itself, and seen by one fine sensor whose clear looks differ from pixel to pixel.
-Three beliefs are fitted exactly (Gaussian engine, theta given): partial = the hierarchy that made the world; none = every
-pixel on its own, with the variance of all levels together; complete = scene and classes only, a pixel is its class. Error against the truth
-at the times that a pixel was not seen. The figure is docs/figures/pooling.png.
+The world is simulated from the hierarchy itself, and seen by one fine sensor whose clear looks differ from pixel to
+pixel. Three beliefs are fitted exactly (Gaussian engine, theta given): partial = the hierarchy that made the world;
+none = every pixel on its own, with the variance of all levels together; complete = scene and classes only, a pixel is
+its class. Error against the truth at the times that a pixel was not seen. The figure is docs/figures/pooling.png.
 """
 
 from __future__ import annotations

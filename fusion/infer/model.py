@@ -57,9 +57,8 @@ def _errors(i: int, looks: Looks, hyper: Hyper) -> Array:
     """(n, B, H, W) offsets, gain and discrepancy of one series."""
     count, bands, *shape = looks.data.shape
     offset = hyper.offset[looks.group] * looks.offset_sd * _normal(f"offset_{i}", (count, bands))
-    measured = jnp.where(looks.precision > 0, looks.mean[:, None, None] + looks.data, 0.0)
-    gain = hyper.gain[looks.group] * looks.gain_sd * _normal(f"gain_{i}", (bands,))
-    total = offset[:, :, None, None] + gain[:, None, None] * measured
+    gain = hyper.gain[looks.group] * looks.gain_sd * looks.level * _normal(f"gain_{i}", (bands,))
+    total = (offset + gain)[:, :, None, None] * jnp.ones((1, 1, *shape))
     if looks.correlated:
         covariance = looks.discrepancy_covariance(hyper)
         root = jnp.linalg.cholesky(covariance + 1e-5 * covariance[0, 0] * jnp.eye(count))

@@ -162,14 +162,13 @@ def _see_series(series: Looks, plus: Array, minus: Array) -> dict[str, Array]:
         asked = jnp.any(side > 0)
         good &= ~asked | ((mass > 0) & clear & inside)
         weight = weight + jnp.where(asked, sign, 0.0) * part
-    gain = (series.mean[:, None, None] + series.data) * there
     flat = weight.reshape(weight.shape[0], -1)
     return {
         "good": good, "live": live, "latent": series.footprint.adjoint(weight), "total": flat.sum(1),
         "tau": series.tau if series.tau.ndim == 2 else _mean_day(series.tau, jnp.abs(weight)),
         "overlap": flat @ flat.T, "value": jnp.einsum("nhw,nbhw->nb", weight, series.data),
         "white": jnp.einsum("nhw,nbhw->nb", weight**2, jnp.where(there, 1 / jnp.where(there, series.precision, 1.0), 0.0)),
-        "gain": jnp.einsum("nhw,nbhw->nb", weight, gain) * series.gain_sd,
+        "gain": flat.sum(1)[:, None] * series.level * series.gain_sd,
     }
 
 

@@ -128,6 +128,12 @@ class World:
         tau = np.broadcast_to(tau, (w.shape[0], T)) if tau.ndim == 1 else tau.reshape(-1, T)
         return np.einsum("pt,bk,ps->bptks", tau, obs.layer.colour, w).reshape(-1, T * K * Y * X)
 
+    def level(self, obs: Any) -> np.ndarray:
+        """(B,) mean reflectance of all that the sensor saw: what a gain error multiplies."""
+        same = [o for o in self.observations if o.sensor == obs.sensor]
+        total, count = (sum(v.astype(np.float64).sum((1, 2)) for v in a) for a in ([o.data for o in same], [o.precision > 0 for o in same]))
+        return np.asarray(obs.layer.mean) + total / np.maximum(count, 1)
+
     def system(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(D, N, y) of the values that are there, all observations in order."""
         rows, data, keep, info = [], [], [], []
@@ -139,7 +145,7 @@ class World:
             rows.append(self.design(obs))
             data.append(obs.data.astype(np.float64).reshape(-1))
             keep.append(obs.precision.reshape(-1) > 0)
-            a = np.asarray(obs.layer.mean)[band] + data[-1]
+            a = self.level(obs)[band]
             info.append([(obs, factor, int(b), int(c), float(v)) for b, c, v in zip(band, cell, a, strict=True)])
         keep_all = np.concatenate(keep)
         design, y = np.concatenate(rows)[keep_all], np.concatenate(data)[keep_all]

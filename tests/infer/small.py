@@ -8,12 +8,23 @@ from contextlib import contextmanager
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from affine import Affine
+from odc.geo.geobox import GeoBox
 
+from fusion.cube.calendar import Calendar
+from fusion.cube.cube import Cube
+from fusion.cube.grid import Grid
+from fusion.cube.spectrum import SpectralBasis
+from fusion.observe.footprint import footprint
+from fusion.observe.layer import Layer
+from fusion.observe.observation import Observation
+from fusion.observe.psf import PSF
 from fusion.process.hierarchy import Hyper, build
 from tests.infer import oracle
 from tests.infer.oracle import World
 
 STEPS, RANK, SIDE = 4, 2, 4
+AREA, DATES = 12, 4
 
 
 @contextmanager
@@ -70,3 +81,25 @@ def world(seed: int = 0) -> World:
         looks.append(oracle.look("coarse", i, oracle.boxes(2, shape), coarse, tau, sigma, offset=0.005, discrepancy=0.02))
     hyper = Hyper.default(RANK, ("fine", "coarse")).replace(noise=jnp.array([1.1, 0.9]))
     return World(hierarchy, hyper, looks, memberships, labels)
+
+
+def tile() -> tuple[list[Observation], Cube]:
+    """Four fine looks of a smooth simulated field on a real grid, calendar and basis."""
+    rng = np.random.default_rng(1)
+    grid = Grid(GeoBox((AREA, AREA), Affine(30, 0, 500_000, 0, -30, 4_400_000), "EPSG:32613"))
+    basis = SpectralBasis.of_bands([560.0, 660.0, 860.0], [0.08, 0.1, 0.3], 0.03**2 * np.eye(3) + 0.02**2)
+    cube = Cube(grid, Calendar.regular("2024-05-01", "2024-06-18", 16), basis)
+    psf = PSF("gaussian", 26.0)
+    foot = footprint(grid.geobox, psf, grid)
+    pattern = 0.03 * np.sin(np.arange(AREA) / 3)[:, None] * np.cos(np.arange(AREA) / 4)
+    looks = []
+    for t in range(DATES):
+        clean = (1 + 0.2 * t) * pattern[None] * np.array([0.5, 0.7, 1.0])[:, None, None]
+        data = clean + 0.004 * rng.normal(size=(3, AREA, AREA))
+        looks.append(Observation(
+            "fine", f"look-{t}", ("green", "red", "nir"), data.astype(np.float32),
+            np.full((3, AREA, AREA), 0.004**-2, np.float32),
+            Layer.of(foot, np.eye(3), basis.mean, np.eye(DATES)[t]), np.full(3, 0.005, np.float32), np.full(3, 0.01, np.float32),
+            np.zeros(3, np.float32), 0.0, 10.0, cube.calendar.times[t], grid.geobox, psf, None, simulated=True,
+        ))
+    return looks, cube
