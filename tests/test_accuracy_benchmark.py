@@ -1,0 +1,89 @@
+"""Laws of the accuracy benchmark: its lines and scores, and what is learned of a coarse sensor, against written equations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from scipy.stats import norm
+
+from benchmarks.accuracy import score
+from benchmarks.pairs import Case, Pair, cases, observations, read
+from benchmarks.peers.naive import predictions
+from fusion.infer.empirical import calibrated
+
+RATIO, CELLS = 8, 14
+DAYS = np.datetime64("2021-06-01") + np.array([0, 16, 32]) * np.timedelta64(1, "D")
+
+
+def world(blur: float, shift: tuple[int, int], bias: float, noise: float, seed: int = 0) -> Pair:
+    """Three fine images that change linearly in time; the coarse sensor blurs by `blur` pixels, looks up and left by `shift`."""
+    rng = np.random.default_rng(seed)
+    size = RATIO * CELLS
+    first, last = (0.3 + 0.05 * ndimage.gaussian_filter(rng.standard_normal((size, size)), 3.0) / 0.09 for _ in range(2))
+    fine = np.stack([first, 0.5 * (first + last), last])[:, None]
+    seen = np.stack([ndimage.gaussian_filter(np.roll(f[0], shift, (0, 1)), blur, mode="nearest") for f in fine])
+    coarse = seen.reshape(3, CELLS, RATIO, CELLS, RATIO).mean(axis=(2, 4))[:, None] + bias
+    coarse = coarse + noise * rng.standard_normal(coarse.shape)
+    return Pair("cia_like", ("nir",), fine, DAYS, coarse, DAYS, RATIO, 30.0, False)
+
+
+def test_linear_world_is_predicted_by_the_linear_line() -> None:
+    case = Case(world(3.0, (0, 0), 0.0, 0.0), "cia", (0, 2), 1)
+    lines = predictions(case)
+    assert np.abs(lines["linear in time"] - case.truth).max() < 1e-12
+    assert np.abs(lines["linear + coarse anomaly"] - case.truth).max() < 1e-12
+    assert np.array_equal(lines["last image"], case.pair.fine[0])
+
+
+def test_score_of_a_calibrated_prediction() -> None:
+    rng = np.random.default_rng(3)
+    truth, sd = rng.standard_normal((1, 200, 200)) * 0.02, np.full((1, 200, 200), 0.02)
+    found = score(np.zeros_like(truth), truth, sd)
+    assert found.rmse == pytest.approx(0.02, rel=0.02)
+    assert np.abs(found.cover - [0.5, 0.9, 0.95]).max() < 0.01
+    # CRPS = integral over x of (Phi(x / sd) - 1[x >= y])^2, by the trapezium rule
+    x = np.linspace(-0.2, 0.2, 40_001)
+    by_hand = [np.trapezoid((norm.cdf(x / 0.02) - (x >= y)) ** 2, x) for y in truth[0, 0, :50]]
+    assert score(np.zeros((1, 1, 50)), truth[:, :1, :50], sd[:, :1, :50]).crps == pytest.approx(np.mean(by_hand), rel=1e-3)
+
+
+def test_hidden_pixels_do_not_count() -> None:
+    truth = np.full((1, 4, 4), 0.2)
+    truth[0, 0, 0] = np.nan
+    assert score(np.full((1, 4, 4), 0.3), truth, np.ones((1, 4, 4))).rmse == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("shift", "expected"), [((0, 0), (0.0, 0.0)), ((4, 0), (120.0, 0.0)), ((0, -4), (0.0, 120.0))])
+def test_a_coarse_sensor_is_learned(shift: tuple[int, int], expected: tuple[float, float]) -> None:
+    """Blur of sd 5 px (stated: 8 x 30 m / 2.355 = 3.4 px), half a cell of displacement, a bias: found from two pairs."""
+    case = Case(world(5.0, shift, 0.02, 0.001), "cia", (0, 2), 1)
+    looks, cube = observations(case)
+    better, (learned,) = calibrated(looks, cube)
+    assert learned.shift == pytest.approx(expected, abs=35.0)  # metres north and east; the search stops at an eighth of a cell
+    assert 1.0 <= learned.widen <= 1.8
+    assert learned.bias[0] == pytest.approx(0.02, abs=0.004)
+    assert np.hypot(learned.white_sd, learned.lasting_sd)[0] < 0.006
+    assert len(better) == len(looks)
+    for old, new in zip(looks, better, strict=True):
+        if old.sensor == "fine":
+            assert new is old
+
+
+def test_without_a_pair_the_facts_stand() -> None:
+    looks, cube = observations(Case(world(3.0, (0, 0), 0.0, 0.001), "cia", (0, 2), 1))
+    coarse = tuple(o for o in looks if o.sensor == "coarse")
+    same, learned = calibrated(coarse, cube)
+    assert learned == ()
+    assert all(a is b for a, b in zip(same, coarse, strict=True))
+
+
+def test_published_lines_are_reproduced(shared: Path) -> None:
+    """Last image .0430, linear .0321, linear + anomaly .0300 on four cases: the protocol is the published one."""
+    scores: dict[str, list[float]] = {}
+    for case in cases(read(shared / "data", "cia_west")):
+        for method, mean in predictions(case).items():
+            scores.setdefault(method, []).append(float(score(mean, case.truth).rmse.mean()))
+    assert [round(float(np.mean(v)), 4) for v in scores.values()] == [0.0430, 0.0321, 0.0300]
