@@ -131,11 +131,12 @@ def _table(protocol: str, bands: tuple[str, ...], table: dict[str, list[Score]])
         for method, values in BOREAS.items():
             out.add_row(method, f"{np.mean(values):.4f}", *(f"{v:.4f}" for v in values), *blank[len(bands) :])
         return out
-    column = {"cia": 0, "loo": 1, "gap5": 2}[protocol]
+    column = ("cia", "loo", "gap5").index(protocol)
     for method, numbers in PEERS.items():
-        if numbers[column] is not None:
+        value = numbers[column]
+        if value is not None:
             seconds = f"{numbers[3]:.1f}" if protocol == "cia" and numbers[3] else ""
-            out.add_row(method, f"{numbers[column]:.4f}", *blank[:-1], seconds)
+            out.add_row(method, f"{value:.4f}", *blank[:-1], seconds)
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 CIA_BANDS = ("blue", "green", "red", "nir", "swir1", "swir2")
 
 # method: (CIA mean of six bands, Salton loo, Salton gap5, seconds per CIA case); root mean square error of reflectance
-PEERS: dict[str, tuple[float, float | None, float | None, float | None]] = {
+PEERS: dict[str, tuple[float | None, ...]] = {
     "STARFM": (0.0402, 0.0275, 0.0444, 3.5),  # Gao et al. 2006
     "ESTARFM": (0.0316, 0.0210, 0.0366, 0.63),  # Zhu et al. 2010
     "FSDAF": (0.0343, 0.0233, 0.0407, 1.06),  # Zhu et al. 2016
