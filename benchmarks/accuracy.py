@@ -131,9 +131,9 @@ def _table(protocol: str, bands: tuple[str, ...], table: dict[str, list[Score]])
         for method, values in BOREAS.items():
             out.add_row(method, f"{np.mean(values):.4f}", *(f"{v:.4f}" for v in values), *blank[len(bands) :])
         return out
-    column = ("cia", "loo", "gap5").index(protocol)
+    place = ("cia", "loo", "gap5").index(protocol)
     for method, numbers in PEERS.items():
-        value = numbers[column]
+        value = numbers[place]
         if value is not None:
             seconds = f"{numbers[3]:.1f}" if protocol == "cia" and numbers[3] else ""
             out.add_row(method, f"{value:.4f}", *blank[:-1], seconds)
