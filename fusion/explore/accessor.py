@@ -114,7 +114,7 @@ class FusionAccessor:
         variance = self._exact(h)
         if variance is None:
             variance = _pooled(xr.dot(h**2, z["sd"] ** 2, dim="component"), deviation)
-        out["sd"] = np.sqrt(variance + floor).transpose(*out["mean"].dims)
+        out["sd"] = ((variance + floor) ** 0.5).transpose(*out["mean"].dims)
         for name in out.data_vars:
             out[name].attrs = {"units": "1", "long_name": f"surface reflectance, posterior {name}"}
         return out.assign_attrs(self._georeference())
