@@ -43,7 +43,7 @@ def reference(tiny: Any) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def sampled(tiny: Any) -> Theta:
-    return mcmc.sample(tiny.series, tiny.hierarchy, tiny.hyper, draws=8, samples=150, warmup=100, chains=2, seed=1)
+    return mcmc.sample(tiny.series, tiny.hierarchy, tiny.hyper, draws=8, samples=100, warmup=60, chains=2, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +61,12 @@ def field(world: Any, theta: Theta) -> tuple[np.ndarray, np.ndarray]:
     return means.mean(0), np.sqrt((sds**2).mean(0) + means.var(0, ddof=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["sampled", "learned"])
 def test_theta_agrees_with_plain_nuts(engine: str, reference: Any, request: pytest.FixtureRequest) -> None:
     theta: Theta = request.getfixturevalue(engine)
     error = (theta.mean - reference["u_mean"]) / reference["u_sd"]
-    monte_carlo = np.sqrt(1 / reference["u_size"] + 1 / 150)
+    monte_carlo = np.sqrt(1 / reference["u_size"] + 1 / 100)
     assert np.sqrt(np.mean((error / monte_carlo) ** 2)) < 2.0
     assert np.abs(error).max() < 0.6
     ratio = theta.sd / reference["u_sd"]
@@ -74,6 +75,7 @@ def test_theta_agrees_with_plain_nuts(engine: str, reference: Any, request: pyte
     assert ratio.max() < 1.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["sampled", "learned"])
 def test_the_field_agrees_with_plain_nuts(engine: str, tiny: Any, reference: Any, request: pytest.FixtureRequest) -> None:
     """Parameter uncertainty reaches the pixels: the mixture has the mean and the sd of the joint posterior."""
@@ -86,6 +88,7 @@ def test_the_field_agrees_with_plain_nuts(engine: str, tiny: Any, reference: Any
     assert ratio.max() < 1.45
 
 
+@pytest.mark.slow
 def test_diagnostics_decide_the_status(tiny: Any, sampled: Theta) -> None:
     assert sampled.status is Status.OK, sampled.message
     assert sampled.diagnostics["r_hat"] <= mcmc.R_HAT
@@ -97,6 +100,7 @@ def test_diagnostics_decide_the_status(tiny: Any, sampled: Theta) -> None:
     assert np.isfinite(hurried.draws).all()
 
 
+@pytest.mark.slow
 def test_engines_are_deterministic(tiny: Any, learned: Theta) -> None:
     again = variational.learn(tiny.series, tiny.hierarchy, tiny.hyper, draws=8, seed=1)
     np.testing.assert_array_equal(again.draws, learned.draws)
@@ -112,6 +116,7 @@ def test_no_data_is_the_prior(tiny: Any) -> None:
         np.testing.assert_allclose(theta.sd, 1)
 
 
+@pytest.mark.slow
 def test_a_sharp_prior_is_obeyed(tiny: Any) -> None:
     """Pooling's hand-over: with a prior of sd .01 around a value, that value comes back."""
     wanted = np.full(len(tiny.hyper.names()), 0.4)
@@ -120,6 +125,7 @@ def test_a_sharp_prior_is_obeyed(tiny: Any) -> None:
     np.testing.assert_allclose(theta.mean, wanted, atol=0.02)
 
 
+@pytest.mark.slow
 def test_spoiled_data_still_give_finite_numbers(tiny: Any) -> None:
     """Two sensors that contradict each other by .5, and noise stated a hundred times too small."""
     fine, coarse = sorted(tiny.series, key=lambda s: s.sensor != "fine")

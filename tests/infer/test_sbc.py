@@ -51,20 +51,21 @@ def test_probes_are_as_uncertain_as_their_covariance_says() -> None:
     for name in LEVELS:
         ratio, error = squares[name] / counts[name], np.sqrt(2 / counts[name])
         assert abs(ratio - 1) < 5 * error + 0.03, f"{name}: {ratio:.3f} over {counts[name]:.0f} values"
-    mean, spread = np.mean(curves, axis=0), np.std(curves, axis=0, ddof=1) / np.sqrt(len(curves))
-    assert np.mean((mean / np.maximum(spread, 1e-2)) ** 2) < 2  # the score has mean zero at the true theta
+    # The score at the true theta, in units of its own spread and the prior's: how far the estimate leans, in its own sd.
+    lean = np.mean(curves, axis=0) / np.sqrt(np.var(curves, axis=0, ddof=1) + 1)
+    assert np.sqrt(np.mean(lean**2)) < 0.6
 
 
 def test_ranks_of_the_field_are_uniform() -> None:
     """Ranks of the truth among independent posterior draws, and its distance from the mean in claimed sd (Talts et al. 2018)."""
-    world, pairs = calm(), 9
+    world, pairs = calm(), 7
     draw = small.simulator(world)
     factors = world.hierarchy.factors(world.hyper)
     rng = np.random.default_rng(0)
     ranks, scores = [], []
     for seed in range(WORLDS):
         truth = draw(100 + seed)
-        found = gaussian.posterior(world.hierarchy, world.series, world.hyper, jax.random.key(seed), pairs=pairs, samples=64)
+        found = gaussian.posterior(world.hierarchy, world.series, world.hyper, jax.random.key(seed), pairs=pairs, samples=32)
         whites = [jax.tree.map(lambda a, i=i: a[i], found.deviations) for i in range(pairs)]
         deviations = [np.asarray(world.hierarchy.field(*world.hierarchy.coefficients(w, factors))) for w in whites]
         draws = np.asarray(found.mean) + np.array(deviations)  # one of each antithetic pair: independent
