@@ -14,8 +14,14 @@ Imports point down this list. Names below are loaded on first use, so `import fu
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any
+
+# Linear algebra inside a compiled loop can wait for ever on XLA's own thread pool when there are few cores (seen with jaxlib
+# 0.10.2 on two). Tiles are the unit of parallel work here, so one thread per operation costs nothing.
+if "xla_cpu_multi_thread_eigen" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false").strip()
 
 _HOME = {
     "Calendar": "fusion.cube.calendar",
