@@ -22,7 +22,7 @@ MISFIT = 4.0
 
 def fit(
     observations: Sequence[Any], cube: Cube, *, hyper: Hyper | None = None, draws: int = 16, seed: int = 0,
-    origin: tuple[int, int] = (0, 0), tolerance: float = 0.02, max_iterations: int = 100, samples: int = 64, **settings: Any,
+    origin: tuple[int, int] = (0, 0), tolerance: float = 0.02, max_iterations: int = 100, samples: int = 32, **settings: Any,
 ) -> Posterior:
     """The exact posterior for one theta, default the prior medians.  settings: those of `problem.pose`."""
     problem = pose(observations, cube, origin=origin, **settings)
@@ -44,7 +44,7 @@ def matched(hyper: Hyper, like: Hyper) -> Hyper:
 
 def settle(
     problem: Problem, hyper: Hyper, cube: Cube, *, draws: int = 16, seed: int = 0, weights: gaussian.Weights | None = None,
-    tolerance: float = 0.02, max_iterations: int = 100, samples: int = 64,
+    tolerance: float = 0.02, max_iterations: int = 100, samples: int = 32,
 ) -> Posterior:
     """Mean, sd and draws for one theta, with status, chi-square and the decomposition of variance."""
     hierarchy, key = problem.hierarchy, jax.random.key(seed)

@@ -12,7 +12,7 @@ The marginal variance is the pixel block in closed form plus the variance over d
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
+from fusion.infer.blocks import invert, times
 from fusion.infer.looks import Looks, Noise
-from fusion.infer.precondition import Preconditioner, White, build, invert, mean_tau
+from fusion.infer.precondition import Preconditioner, White, build, mean_tau
 from fusion.process.hierarchy import Factors, Hierarchy, Hyper, keyed_normal
 from fusion.process.space import Objects, Smooth
 
@@ -170,7 +171,7 @@ class Field:
 
 def posterior(
     hierarchy: Hierarchy, series: tuple[Looks, ...], hyper: Hyper, key: Array, weights: Weights | None = None, *,
-    pairs: int = 0, samples: int = 64, tolerance: float = 0.02, limit: int = 100, batch: int = 4, exact: bool = False,
+    pairs: int = 0, samples: int = 32, tolerance: float = 0.02, limit: int = 100, batch: int = 4, exact: bool = False,
 ) -> Field:
     """Mean, standard deviation and `pairs` centred draws of the field for one theta.
 
@@ -180,7 +181,7 @@ def posterior(
     """
     system = prepare(hierarchy, series, hyper, weights)
     found = _solve_all(system, key, tolerance, limit, pairs=pairs, batch=min(batch, 1 + pairs))
-    white, deviations = (jax.tree.map(lambda a: a[part], found.white) for part in (0, slice(1, None)))
+    white, deviations = jax.tree.map(lambda a: a[0], found.white), jax.tree.map(lambda a: a[1:], found.white)
     again = jax.random.fold_in(key, 2**20)
     mean, chi = _summary(system, white, again)
     canonical = _variance(system, again, samples=samples)
@@ -242,12 +243,12 @@ def _variance(system: System, key: Array, *, samples: int) -> Array:
 def _variance_exact(system: System, deviations: White) -> Array:
     """(T, K, Y, X) of z: blocks of Q itself in closed form + the mean square of E[draw | all but the block] = delta - B^-1 (Q delta)."""
     hierarchy, rank = system.hierarchy, system.hierarchy.shape[1]
-    inverse = jax.lax.map(invert, jnp.moveaxis(_blocks(system), (3, 0), (0, 3)))  # row by row: (Y, R, R, K, X)
+    inverse = jax.lax.map(lambda a: invert(a)[0], jnp.moveaxis(_blocks(system), (3, 0), (0, 3)))  # row by row: (Y, R, R, K, X)
     inverse = jnp.transpose(inverse, (3, 1, 2, 0, 4))
 
     def add_one(total: Array, white: White) -> tuple[Array, None]:
         force = system(white)["pixel"].reshape(rank, -1, *hierarchy.shape[2:])
-        step = (inverse * force[:, None]).sum(2).reshape(white["pixel"].shape)
+        step = times(inverse, force).reshape(white["pixel"].shape)
         given = {**white, "pixel": white["pixel"] - step}
         return total + hierarchy.field(*hierarchy.coefficients(given, system.factors)) ** 2, None
 

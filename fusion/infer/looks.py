@@ -11,7 +11,7 @@ a small dense block per cell and band, offsets and gain are rank-one terms (Wood
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.linalg import cho_solve
 from jax.tree_util import register_dataclass
 from numpy.typing import NDArray
 
+from fusion.infer.blocks import invert
+from fusion.observe.operator import Dense
 from fusion.process.hierarchy import Hierarchy, Hyper, keyed_normal
 
 FLOOR = 2e-4
@@ -45,9 +46,9 @@ class Noise:
     gain: Array
     """(n, B, H, W) g a"""
     cap: Array
-    """(B, n+1, n+1) lower Cholesky factor of I + V^T P V, V = [offsets, gain]"""
-    log_det_cell: Array
-    """() log det of the white + discrepancy precision over the values that are there"""
+    """(B, n+1, n+1) inverse of I + V^T P V, P the precision of white noise and discrepancy, V = [offsets, gain]"""
+    log_det: Array
+    """() log det N^-1 over the values that are there"""
 
     def _inner(self, r: Array) -> Array:
         return self.white * r if self.cell is None else jnp.einsum("bhwnm,mbhw->nbhw", self.cell, r)
@@ -58,14 +59,9 @@ class Noise:
 
     def apply(self, r: Array) -> Array:
         """N^-1 r.  (n, B, H, W)."""
-        s = jax.vmap(lambda c, t: cho_solve((c, True), t))(self.cap, self._project(self._inner(r)))
+        s = jnp.einsum("bij,bj->bi", self.cap, self._project(self._inner(r)))
         shift = (self.offset[:, None] * s[:, :-1]).T[:, :, None, None]
         return self._inner(r - shift - self.gain * s[:, -1][None, :, None, None])
-
-    @property
-    def log_det(self) -> Array:
-        """log det N^-1 over the values that are there."""
-        return self.log_det_cell - 2.0 * jnp.log(jnp.diagonal(self.cap, axis1=1, axis2=2)).sum()
 
 
 @register_dataclass
@@ -136,27 +132,36 @@ class Looks:
         white = self.precision / variance
         return white if weights is None else white * weights
 
+    @property
+    def level(self) -> Array:
+        """(B,) mean reflectance of what was seen: what a gain error multiplies.
+
+        Not value by value: the data's own noise and pattern, taken for a regressor, would be explained by the gain.
+        """
+        count = jnp.maximum((self.precision > 0).sum((0, 2, 3)), 1)
+        return self.mean + self.data.sum((0, 2, 3)) / count
+
     def noise(self, hyper: Hyper, weights: Array | None = None) -> Noise:
         """N^-1 for this theta.  weights: (n, B, H, W) robust factors on the white precision, or None."""
         white = self.precision_for(hyper, weights)
         offset = hyper.offset[self.group] * self.offset_sd
         there = self.precision > 0
-        gain = (hyper.gain[self.group] * self.gain_sd)[:, None, None] * jnp.where(there, self.mean[:, None, None] + self.data, 0.0)
+        gain = (hyper.gain[self.group] * self.gain_sd * self.level)[:, None, None] * there
         log_det = jnp.where(there, jnp.log(jnp.where(there, white, 1.0)), 0.0).sum()
         cell = None
         if self.correlated:
-            covariance, root = self.discrepancy_covariance(hyper), jnp.sqrt(jnp.moveaxis(white, 0, -1))
-            inner = jnp.eye(len(self.days)) + root[..., :, None] * covariance * root[..., None, :]
-            chol = jnp.linalg.cholesky(inner)
-            inverse = cho_solve((chol, True), jnp.broadcast_to(jnp.eye(len(self.days)), inner.shape))
-            cell = root[..., :, None] * inverse * root[..., None, :]
-            log_det = log_det - 2.0 * jnp.log(jnp.diagonal(chol, axis1=-2, axis2=-1)).sum()
+            first, count = jnp.sqrt(white), len(self.days)
+            covariance = self.discrepancy_covariance(hyper)[:, :, None, None, None]
+            inverse, lost = invert(jnp.eye(count)[:, :, None, None, None] + first[:, None] * covariance * first[None])
+            cell = jnp.moveaxis(first[:, None] * inverse * first[None], (0, 1), (3, 4))
+            log_det = log_det - lost.sum()
         bare = Noise(white, cell, offset, gain, jnp.zeros(0), log_det)
         lift = bare._project(bare._inner(gain))
         looks = jax.vmap(jnp.diag)(white.sum((2, 3)).T) if cell is None else cell.sum((1, 2))
         corner = jnp.concatenate([looks * offset[:, None, None] ** 2, lift[:, :-1, None]], axis=2)
         cap = jnp.concatenate([corner, lift[:, None, :]], axis=1) + jnp.eye(len(self.days) + 1)
-        return Noise(white, cell, offset, gain, jnp.linalg.cholesky(cap), log_det)
+        inverse, lost = invert(jnp.moveaxis(cap, 0, 2))
+        return Noise(white, cell, offset, gain, jnp.moveaxis(inverse, 2, 0), log_det - lost.sum())
 
     def discrepancy_covariance(self, hyper: Hyper) -> Array:
         """(n, n) d^2 exp(-|dt| / days) of the Ornstein-Uhlenbeck discrepancy on each cell."""
@@ -184,7 +189,7 @@ class Looks:
     def noise_columns(self, hyper: Hyper) -> tuple[Array, Array]:
         """(offset sd (B,), gain column (n, B, H, W))."""
         there = self.precision > 0
-        gain = (hyper.gain[self.group] * self.gain_sd)[:, None, None] * jnp.where(there, self.mean[:, None, None] + self.data, 0.0)
+        gain = (hyper.gain[self.group] * self.gain_sd * self.level)[:, None, None] * there
         return hyper.offset[self.group] * self.offset_sd, gain
 
 
@@ -217,21 +222,47 @@ def _series(group: list[Any], hierarchy: Hierarchy, index: int, days_of: Any) ->
     first = group[0]
     count = next(b for b in BUCKETS if b >= len(group))
     mixing = np.asarray(hierarchy.mixing, np.float64)
-    precision = [np.clip(np.nan_to_num(np.asarray(o.precision)), 0.0, FLOOR**-2) * np.isfinite(np.asarray(o.data)) for o in group]
-    data = _pad([np.where(p > 0, np.nan_to_num(np.asarray(o.data)), 0.0) for o, p in zip(group, precision, strict=True)], count)
-    shape, latent = data.shape[2:], hierarchy.shape[2:]
+    footprint, pick = _flat(first.layer.footprint)
+    tau = _pad([np.asarray(o.layer.tau) if np.ndim(o.layer.tau) == 1 else pick(np.moveaxis(o.layer.tau, -1, 0)) for o in group], count)
+    precision = [np.clip(np.nan_to_num(pick(o.precision), posinf=FLOOR**-2), 0.0, FLOOR**-2) * np.isfinite(pick(o.data)) for o in group]
+    data = _pad([np.where(p > 0, np.nan_to_num(pick(o.data)), 0.0) for o, p in zip(group, precision, strict=True)], count)
+    shape, latent = first.data.shape[1:], hierarchy.shape[2:]
     days = [float(days_of(o.when)) for o in group]
-    rows, cols = _places(first.layer.footprint, hierarchy)
+    rows, cols = _places(footprint, hierarchy)
     ids = [zlib.crc32(f"{o.sensor}/{o.scene_id}".encode()) for o in group]
     sd = float(first.discrepancy_sd)
     return Looks(
-        data, _pad(precision, count), first.layer.footprint, jnp.asarray(np.asarray(first.layer.colour, np.float64) @ mixing, jnp.float32),
-        _pad([o.layer.tau for o in group], count), jnp.asarray(days + [days[-1]] * (count - len(days)), jnp.float32),
+        data, _pad(precision, count), footprint, jnp.asarray(np.asarray(first.layer.colour, np.float64) @ mixing, jnp.float32),
+        tau if tau.ndim == 2 else jnp.moveaxis(tau, 1, -1), jnp.asarray(days + [days[-1]] * (count - len(days)), jnp.float32),
         *(jnp.asarray(a, jnp.float32) for a in (first.layer.mean, first.residual_var, first.offset_sd, first.gain_sd)),
         jnp.asarray([sd, max(float(first.discrepancy_days), 0.1)], jnp.float32),
         jnp.asarray(ids + list(range(count - len(ids))), jnp.uint32), rows, cols, jnp.asarray(index, jnp.int32),
         sensor=first.sensor, coarse=3 * shape[0] * shape[1] <= latent[0] * latent[1], correlated=sd > 0,
     )
+
+
+def _flat(footprint: Any) -> tuple[Any, Callable[[Any], NDArray[np.float32]]]:
+    """(footprint, pick): the cells of a few broad footprints as one padded row, since their number differs from tile to tile.
+
+    pick: (..., H, W) -> (..., H', W') of the new arrangement, padding 0.
+    """
+    if not isinstance(footprint, Dense):
+        return footprint, np.asarray
+    pixel = np.asarray(footprint.pixel)
+    size = -(-max(len(pixel), 1) // 32) * 32
+    weights = np.zeros((size, footprint.weights.shape[1]), np.float32)
+    weights[: len(pixel)] = np.asarray(footprint.weights)
+    seen = np.zeros((1, size), np.float32)
+    seen[0, : len(pixel)] = np.asarray(footprint.seen).reshape(-1)[pixel]
+    index = jnp.arange(size, dtype=jnp.int32)
+
+    def pick(planes: Any) -> NDArray[np.float32]:
+        planes = np.asarray(planes)
+        out = np.zeros((*planes.shape[:-2], 1, size), np.float32)
+        out[..., 0, : len(pixel)] = planes.reshape(*planes.shape[:-2], -1)[..., pixel]
+        return out
+
+    return Dense(jnp.asarray(seen), (1, size), footprint.grid_shape, jnp.asarray(weights), index, index), pick
 
 
 def _places(footprint: Any, hierarchy: Hierarchy) -> tuple[Array, Array]:

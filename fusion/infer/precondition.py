@@ -18,9 +18,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.linalg import cho_solve, solve_triangular
 from jax.tree_util import register_dataclass
 
+from fusion.infer.blocks import invert, invert_lower, root, times
 from fusion.infer.looks import Looks
 from fusion.process.hierarchy import Factors, Hierarchy, Hyper
 from fusion.process.space import Objects, Smooth, Weights, dense
@@ -64,26 +64,13 @@ def mean_tau(looks: Looks) -> Array:
     return total / jnp.maximum(total.sum(-1, keepdims=True), 1e-6)
 
 
-def invert(matrix: Array) -> Array:
-    """Inverse of symmetric positive definite (R, R, ...) matrices, all at once, by Gauss-Jordan sweeps."""
-
-    def sweep(i: Array, a: Array) -> Array:
-        pivot = a[i, i]
-        row = a[i] / pivot
-        out = a - a[:, i][:, None] * row[None]
-        out = out.at[:, i].set(-a[:, i] / pivot)
-        return out.at[i].set(row).at[i, i].set(1.0 / pivot)
-
-    return jax.lax.fori_loop(0, matrix.shape[0], sweep, matrix)
-
-
 def pixel_inverse(design: Array, lam: Array, weight: Array) -> Array:
     """(K, R, R, Y, X) inverse of I + sum_n lam_nk w_n(s) B_kn B_kn^T.  design: B (K, n, R). lam: (n, K). weight: (n, Y, X)."""
     rank, _, width = design.shape
     pairs = jnp.einsum("knq,knr,nk->qrkn", design, design, lam)
 
     def row(w: Array) -> Array:
-        return invert(jnp.eye(width)[:, :, None, None] + jnp.einsum("qrkn,nx->qrkx", pairs, w))
+        return invert(jnp.eye(width)[:, :, None, None] + jnp.einsum("qrkn,nx->qrkx", pairs, w))[0]
 
     blocks = jax.lax.map(row, jnp.moveaxis(weight, 1, 0))
     return jnp.transpose(blocks, (3, 1, 2, 0, 4))
@@ -114,6 +101,8 @@ class Preconditioner:
     """(K, O, N, N) what an object's fine looks say, its pixels marginalised"""
     object_inverse: Array
     """(K, O, R_o, R_o)"""
+    object_root: Array
+    """(K, O, R_o, R_o) its lower Cholesky factor"""
     kinds: Array
     """(C, O) mean membership of each object"""
     places: Array
@@ -122,10 +111,10 @@ class Preconditioner:
     classes: Weights
     nodes: Smooth
     top: Array
-    """(K, U, U) lower Cholesky factor of the top's Schur complement"""
+    """(K, U, U) inverse of the lower Cholesky factor of the top's Schur complement"""
 
     def _pixels(self, right: Array) -> Array:
-        return (self.inverse * right[:, None]).sum(2)
+        return times(self.inverse, right)
 
     def _to_looks(self, units: Array) -> Array:
         """Pixel coefficients (K, R, Y, X) -> weighted looks (K, N, Y, X)."""
@@ -169,7 +158,7 @@ class Preconditioner:
         place = r["place"] - self.nodes.gather(jnp.einsum("knr,knyx->kryx", self.place, looks))
         place = place - jnp.einsum("knr,kno->kro", self.place, pulled) @ self.places.T
         right = jnp.concatenate([scene, kind.reshape(rank, -1), place.reshape(rank, -1)], axis=1)
-        top = jax.vmap(lambda c, b: cho_solve((c, True), b))(self.top, right)
+        top = jnp.einsum("kvu,kv->ku", self.top, jnp.einsum("kvw,kw->kv", self.top, right))
         return self._down(top, objects, pixels, steps)
 
     def draw(self, key: Array, steps: int) -> White:
@@ -185,9 +174,9 @@ class Preconditioner:
         """Every level but the pixels drawn from N(0, M^-1); the pixels at their conditional mean."""
         first, second = jax.random.split(key)
         noise = jax.random.normal(first, self.top.shape[:2])
-        top = jax.vmap(lambda c, b: solve_triangular(c, b, lower=True, trans=1))(self.top, noise)
-        root = jnp.linalg.cholesky(self.object_inverse)
-        objects = jnp.einsum("koqr,kro->kqo", root, jax.random.normal(second, (*root.shape[:1], root.shape[2], root.shape[1])))
+        top = jnp.einsum("kvu,kv->ku", self.top, noise)
+        white = jax.random.normal(second, (len(self.top), self.object_root.shape[2], self.object_root.shape[1]))
+        objects = jnp.einsum("koqr,kro->kqo", self.object_root, white)
         return self._down(top, objects, jnp.zeros_like(self.inverse[:, 0]), steps)
 
 
@@ -288,8 +277,8 @@ def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper
         """Temporal designs of looks: scene with offsets, class, place, object, pixel.  offset: (K, n, offsets)."""
         out = [jnp.concatenate([jnp.einsum("nt,kts->kns", tau, factors.scene), offset], axis=2)]
         for name in ("class", "place", "object", "pixel"):
-            root = factors.coefficient[name]
-            out.append(jnp.einsum("nr,krq->knq", tau @ hierarchy.temporal[:, : root.shape[1]], root))
+            colouring = factors.coefficient[name]
+            out.append(jnp.einsum("nr,krq->knq", tau @ hierarchy.temporal[:, : colouring.shape[1]], colouring))
         return tuple(out)
 
     def own(i: int) -> Array:
@@ -316,7 +305,7 @@ def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper
     info = jax.vmap(jax.vmap(jnp.diag))(jnp.swapaxes(power, 1, 2)) - jnp.einsum("knqo,kqro,kmro->konm", lift, inner, lift, optimize=True)
     info = info * size[None, :, None, None]
     block = jnp.eye(thing.shape[2]) + jnp.einsum("knq,konm,kmr->koqr", thing, info, thing, optimize=True)
-    object_inverse = jnp.moveaxis(invert(jnp.moveaxis(block, (2, 3), (0, 1))), (0, 1), (2, 3))
+    object_inverse = jnp.moveaxis(invert(jnp.moveaxis(block, (2, 3), (0, 1)))[0], (0, 1), (2, 3))
     object_inverse = 0.5 * (object_inverse + jnp.swapaxes(object_inverse, 2, 3))
     told = jnp.einsum("konm,kmr->konr", info, thing)
     above = info - jnp.einsum("konq,koqr,komr->konm", told, object_inverse, told, optimize=True)
@@ -334,9 +323,11 @@ def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper
             cells = _Side(s_scene, s_kind, s_place, there[:split], there[split:])
             normal = normal + _assemble(cells.outer(told), cells.inner(told))
     unknowns = normal.shape[1]
-    top = jnp.linalg.cholesky(0.5 * (normal + jnp.swapaxes(normal, 1, 2)) + 1.0001 * jnp.eye(unknowns))
+    schur = 0.5 * (normal + jnp.swapaxes(normal, 1, 2)) + 1.0001 * jnp.eye(unknowns)
+    top = jax.lax.map(lambda a: invert_lower(jnp.linalg.cholesky(a)), schur)  # one by one: CPUs multiply batches slowly
     return Preconditioner(
-        pixel_inverse(pixel, lam, weight), weight, lam, pixel, thing, scene, kind, place, info, object_inverse, kinds, places,
+        pixel_inverse(pixel, lam, weight), weight, lam, pixel, thing, scene, kind, place, info, object_inverse,
+        jnp.moveaxis(root(jnp.moveaxis(object_inverse, (2, 3), (0, 1))), (0, 1), (2, 3)), kinds, places,
         objects, hierarchy.spaces["class"], hierarchy.spaces["place"], top,
     )
 
@@ -344,12 +335,10 @@ def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper
 def _coarse_info(looks: Looks, channels: Channel, hyper: Hyper) -> Array:
     """(K, P, n, n) precision of a coarse cell's looks in each component's channel, the discrepancy marginalised."""
     cells = channels.weight.reshape(channels.weight.shape[0], -1).T
-    root = jnp.sqrt(channels.lam[:, None, None] * cells[None])
-    count = cells.shape[1]
+    amplitude = jnp.sqrt(channels.lam[:, None, None] * cells[None])
     if not looks.correlated:
-        return jax.vmap(jax.vmap(jnp.diag))(root**2)
+        return jax.vmap(jax.vmap(jnp.diag))(amplitude**2)
     covariance = jnp.minimum(channels.spread, 1e6)[:, None, None] * looks.discrepancy_covariance(hyper)
-    inner = jnp.eye(count) + root[..., :, None] * covariance[:, None] * root[..., None, :]
-    chol = jnp.linalg.cholesky(inner)
-    inverse = cho_solve((chol, True), jnp.broadcast_to(jnp.eye(count), inner.shape))
-    return root[..., :, None] * inverse * root[..., None, :]
+    first = jnp.moveaxis(amplitude, 2, 0)
+    inner = jnp.eye(len(first))[:, :, None, None] + first[:, None] * jnp.moveaxis(covariance, 0, 2)[..., None] * first[None]
+    return jnp.transpose(first[:, None] * invert(inner)[0] * first[None], (2, 3, 0, 1))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.cube.cube import Cube
+from fusion.infer.empirical import calibrated
 from fusion.infer.looks import Looks, stack
 from fusion.process import kernels
 from fusion.process.hierarchy import Hierarchy, Hyper, build
@@ -25,17 +26,24 @@ class Problem:
     series: tuple[Looks, ...]
     hyper: Hyper
     """prior medians for the sensors at hand"""
+    learned: tuple[Any, ...] = ()
+    """what calibration found of each coarse raster"""
 
 
 def pose(
     observations: Sequence[Any], cube: Cube, *, origin: tuple[int, int] = (0, 0), classes: int = 64, segment: int = 8,
-    spacing: float | None = None, ranks: Mapping[str, int] | None = None, seed: int = 0,
+    spacing: float | None = None, ranks: Mapping[str, int] | None = None, seed: int = 0, calibrate: bool = True,
 ) -> Problem:
     """The problem of one tile.
 
     origin: global (row, column) of its first pixel. classes: number of soft land-cover classes. segment: pixels across a
-    segment. spacing: pixels between nodes of the smooth level, default one cell of the coarsest sensor. ranks: temporal functions per level.
+    segment. spacing: pixels between nodes of the smooth level, default one cell of the coarsest sensor. ranks: temporal
+    functions per level.
+    calibrate: first learn blur, shift, gain and discrepancy of coarse sensors where fine ones saw the same ground.
     """
+    learned: tuple[Any, ...] = ()
+    if calibrate:
+        observations, learned = calibrated(observations, cube)
     useful = [o for o in observations if (np.asarray(o.precision) > 0).any() and np.asarray(o.layer.tau).any()]
     fine = [o for o in useful if 3 * o.data.shape[1] * o.data.shape[2] > np.prod(cube.grid.shape)]
     coarse = [o for o in useful if not any(o is f for f in fine)]
@@ -47,10 +55,10 @@ def pose(
     hierarchy = build(
         cube.calendar.days, cube.basis.prior, colour, soft_classes(images, count=classes, seed=seed),
         segments(images, segment, origin), origin=origin, spacing=spacing or _cell(coarse, cube), ranks=ranks,
-        empirical=_empirical(coarse or fine, cube),
+        empirical=_empirical(coarse or fine, cube), capacity=int(np.prod([n // segment + 2 for n in cube.grid.shape])),
     )
     hyper = Hyper.default(cube.basis.rank, sensors)
-    return Problem(hierarchy, stack(useful, hierarchy, sensors, cube.calendar.day_of), hyper)
+    return Problem(hierarchy, stack(useful, hierarchy, sensors, cube.calendar.day_of), hyper, learned)
 
 
 def _images(fine: Sequence[Any], shape: tuple[int, int]) -> NDArray[np.float32]:
@@ -69,7 +77,7 @@ def _cell(coarse: Sequence[Any], cube: Cube) -> float:
     """Pixels across a cell of the coarsest sensor, between 4 and the size of the tile; 16 if there is none."""
     if not coarse:
         return 16.0
-    area = max(np.prod(cube.grid.shape) / (o.data.shape[1] * o.data.shape[2]) for o in coarse)
+    area = max(np.prod(cube.grid.shape) / max(int((np.asarray(o.layer.footprint.seen) > 0).sum()), 1) for o in coarse)
     return float(np.clip(2 * round(float(np.sqrt(area)) / 2), 4, max(4, *cube.grid.shape)))
 
 
@@ -79,8 +87,8 @@ def _empirical(observations: Sequence[Any], cube: Cube) -> NDArray[np.float32] |
     if not observations or len(days) < 2:
         return None
     sensor = max(sorted({o.sensor for o in observations}), key=lambda n: sum(o.sensor == n for o in observations))
-    mine = [o for o in observations if o.sensor == sensor and o.data.shape == next(p for p in observations if p.sensor == sensor).data.shape]
-    bands, high, wide = mine[0].data.shape
+    bands, high, wide = next(o.data.shape for o in observations if o.sensor == sensor)
+    mine = [o for o in observations if o.sensor == sensor and o.data.shape == (bands, high, wide)]
     step = max(1, int(np.sqrt(high * wide) // 12))
     series = np.zeros((len(days), bands, -(-high // step) * -(-wide // step)))
     weight = np.zeros_like(series)

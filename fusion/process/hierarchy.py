@@ -29,7 +29,7 @@ from fusion.process.space import Objects, Pixels, Smooth, Weights
 
 LEVELS = ("scene", "class", "object", "place", "pixel")
 PARTS = ("static", "annual", "smooth", "rough")
-RANKS = {"class": 12, "object": 8, "place": 6, "pixel": 8}
+RANKS = {"class": 6, "object": 8, "place": 6, "pixel": 8}
 """temporal functions per level: individuals deviate smoothly, populations carry the sharp dynamics"""
 REACH = 3.0
 """no hyperparameter moves further than this many prior standard deviations (in log) from its median"""
@@ -270,13 +270,14 @@ def canonical_mixing(prior: NDArray[np.floating], colour: NDArray[np.floating]) 
 def build(
     days: NDArray[np.floating], prior: NDArray[np.floating], colour: NDArray[np.floating], memberships: NDArray[np.floating],
     labels: NDArray[np.integer], *, origin: tuple[int, int] = (0, 0), spacing: float = 16.0, ranks: Mapping[str, int] | None = None,
-    empirical: NDArray[np.floating] | None = None,
+    empirical: NDArray[np.floating] | None = None, capacity: int = 0,
 ) -> Hierarchy:
     """The hierarchy of one tile.
 
     days: (T,). prior: (K, K). colour: (B, K) of the fine sensor. memberships: (C, Y, X) summing to 1 over C. labels: (Y, X) segments.
     origin: global (row, column) of the first pixel. spacing: pixels between nodes of the place level (about one coarse cell).
     ranks: number of temporal functions per level, default RANKS; never more than T. empirical: (T, T) learned temporal covariance.
+    capacity: objects to make room for.
     """
     shape = labels.shape
     days = np.asarray(days, np.float32)
@@ -289,7 +290,7 @@ def build(
     vectors = vectors * np.where(vectors.sum(0) < 0, -1.0, 1.0)
     spaces = {
         "class": Weights(jnp.asarray(memberships, jnp.float32)),
-        "object": Objects.from_label(labels),
+        "object": Objects.from_label(labels, capacity),
         "place": Smooth.lattice(shape, origin, spacing),
         "pixel": Pixels(jnp.zeros(shape, jnp.float32)),
     }

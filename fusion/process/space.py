@@ -72,19 +72,22 @@ class Objects:
     """(chunks, m) float32 one-hot: the object of each chunk"""
 
     @classmethod
-    def from_label(cls, label: NDArray[np.integer]) -> Objects:
-        """Objects of a label map (Y, X); labels are renumbered without gaps, in increasing order."""
+    def from_label(cls, label: NDArray[np.integer], capacity: int = 0) -> Objects:
+        """Objects of a label map (Y, X); labels are renumbered without gaps, in increasing order.
+
+        capacity: units to make room for, so that tiles with about as many objects share their array shapes (and one compile).
+        """
         flat = np.unique(label.ravel(), return_inverse=True)[1].astype(np.int32)
         count = int(flat.max()) + 1
         sizes = np.bincount(flat, minlength=count)
         chunks = -(-sizes // CHUNK)
-        total = -(-int(chunks.sum()) // 64) * 64  # bucketed, so that tiles with about as many objects share a compile
+        units = -(-max(count, capacity) // 32) * 32
+        total = -(-(flat.size // CHUNK + units) // 64) * 64  # never less than the sum of `chunks`, whatever the sizes
         order = np.full((total, CHUNK), flat.size, dtype=np.int32)
         first = np.concatenate([[0], np.cumsum(chunks)[:-1]])
         by_object = np.argsort(flat, kind="stable")
         rank = np.arange(flat.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         order.reshape(-1)[first[flat[by_object]] * CHUNK + rank] = by_object
-        units = -(-count // 32) * 32
         owner = np.zeros((total, units), dtype=np.float32)
         owner[np.arange(int(chunks.sum())), np.repeat(np.arange(count), chunks)] = 1.0
         return cls(jnp.asarray(flat.reshape(label.shape)), jnp.asarray(order), jnp.asarray(owner))
@@ -152,7 +155,7 @@ def _splines(count: int, origin: int, spacing: float) -> tuple[NDArray[np.float3
     """Uniform cubic B-spline weights (count, nodes) of pixels origin .. origin+count-1, sums of squares 1; first node's index."""
     place = (origin + np.arange(count) + 0.5) / spacing
     first = int(np.floor(place[0])) - 1
-    nodes = int(np.floor(place[-1])) + 2 - first + 1
+    nodes = int(np.ceil(count / spacing)) + 4  # whatever the phase, so that all tiles have the same shapes
     q = np.abs(place[:, None] - (first + np.arange(nodes))[None, :])
     weight = np.where(q < 1, 2 / 3 - q**2 + q**3 / 2, np.maximum(2 - q, 0) ** 3 / 6)
     return np.asarray(weight / np.sqrt((weight**2).sum(1, keepdims=True)), dtype=np.float32), first

@@ -1,0 +1,59 @@
+"""Linear algebra on many small symmetric positive definite matrices at once, the matrix axes first: (R, R, ...).
+
+Batched LAPACK calls share XLA's CPU thread pool and wait inside it: two at a time stop a two-core machine for good (jaxlib 0.10). Sweeps
+over whole arrays are as fast on CPUs and much faster on GPUs.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.linalg import solve_triangular
+
+
+def invert(matrix: Array) -> tuple[Array, Array]:
+    """(inverses (R, R, ...), log determinants (...)) by Gauss-Jordan sweeps."""
+
+    def sweep(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        a, log_det = state
+        pivot = jnp.maximum(a[i, i], 1e-30)
+        row = a[i] / pivot
+        out = a - a[:, i][:, None] * row[None]
+        out = out.at[:, i].set(-a[:, i] / pivot)
+        return out.at[i].set(row).at[i, i].set(1.0 / pivot), log_det + jnp.log(pivot)
+
+    return jax.lax.fori_loop(0, matrix.shape[0], sweep, (matrix, jnp.zeros(matrix.shape[2:])))
+
+
+def root(matrix: Array) -> Array:
+    """Lower Cholesky factors (R, R, ...), column by column."""
+    size = matrix.shape[0]
+    below = jnp.arange(size).reshape(-1, *(1,) * (matrix.ndim - 2))
+
+    def column(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        rest, out = state
+        this = jnp.where(below >= i, rest[:, i] / jnp.sqrt(jnp.maximum(rest[i, i], 1e-30)), 0.0)
+        return rest - this[:, None] * this[None], out.at[:, i].set(this)
+
+    return jax.lax.fori_loop(0, size, column, (matrix, jnp.zeros_like(matrix)))[1]
+
+
+def times(blocks: Array, vector: Array) -> Array:
+    """Blocks (K, R, R, ...) times (K, R, ...), as R fused multiply-adds (a reduction over the third axis is 15 x slower on CPUs)."""
+    total = blocks[:, :, 0] * vector[:, None, 0]
+    for r in range(1, blocks.shape[2]):
+        total = total + blocks[:, :, r] * vector[:, None, r]
+    return total
+
+
+def invert_lower(factor: Array) -> Array:
+    """Inverse of one lower triangular matrix (U, U) by halves: a third of the work of a triangular solve, all of it products."""
+    size = factor.shape[0]
+    if size <= 256:
+        return solve_triangular(factor, jnp.eye(size), lower=True)
+    half = size // 2
+    first, last = invert_lower(factor[:half, :half]), invert_lower(factor[half:, half:])
+    corner = -(last @ (factor[half:, :half] @ first))
+    top = jnp.concatenate([first, jnp.zeros((half, size - half))], axis=1)
+    return jnp.concatenate([top, jnp.concatenate([corner, last], axis=1)])

@@ -1,0 +1,76 @@
+"""The exact engine against dense float64 conditioning, written from the equations (`oracle`)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fusion.infer.gaussian import log_likelihood, posterior, prepare
+from tests.infer.oracle import K, T, X, Y, world
+
+
+@pytest.mark.parametrize("kind", ["plain", "blurred", "window"])
+def test_mean_sd_and_draws_are_those_of_the_dense_posterior(kind: str) -> None:
+    w = world(kind)
+    w.simulate(1)
+    mean, covariance = w.posterior()
+    sd = np.sqrt(np.diag(covariance)).reshape(mean.shape)
+    found = posterior(
+        w.hierarchy, w.series, w.hyper, jax.random.key(0), pairs=384, tolerance=0.002, limit=200, batch=128, exact=True
+    )
+    assert float(found.error) <= 0.002
+    assert np.abs((np.asarray(found.mean) - mean) / sd).max() < 0.03
+    assert np.sqrt((((np.asarray(found.mean) - mean) / sd) ** 2).mean()) < 0.01
+    ratio = np.asarray(found.sd) / sd
+    assert abs(ratio.mean() - 1) < 0.02
+    assert np.sqrt(((ratio - 1) ** 2).mean()) < 0.03
+    hierarchy, factors = w.hierarchy, w.hierarchy.factors(w.hyper)
+    draws = np.asarray(jax.lax.map(lambda d: hierarchy.field(*hierarchy.coefficients(d, factors)), found.deviations), np.float64)
+    flat, root = draws.reshape(len(draws), -1), np.random.default_rng(0).normal(size=(40, T * K * Y * X))
+    told = np.einsum("ij,jk,ik->i", root, covariance, root)
+    got = ((flat @ root.T) ** 2).mean(0)
+    assert (got / told).mean() == pytest.approx(1, abs=0.1)
+
+
+def test_closed_form_sd_without_coarse_looks() -> None:
+    w = world("fine")
+    w.simulate(2)
+    mean, covariance = w.posterior()
+    sd = np.sqrt(np.diag(covariance)).reshape(mean.shape)
+    found = posterior(w.hierarchy, w.series, w.hyper, jax.random.key(0), samples=1000, tolerance=0.002)
+    ratio = np.asarray(found.sd) / sd
+    assert abs(ratio.mean() - 1) < 0.04
+    assert np.abs(ratio - 1).max() < 0.15
+
+
+def test_noise_is_inverted_exactly() -> None:
+    w = world("plain")
+    w.simulate(3)
+    _, noise, y = w.system()
+    per_series = [np.asarray(s.noise(w.hyper).apply(s.data)) for s in w.series]
+    total = sum(float((np.asarray(s.data) * v).sum()) for s, v in zip(w.series, per_series, strict=True))
+    assert total == pytest.approx(float(y @ np.linalg.solve(noise, y)), rel=1e-3)
+    log_det = sum(float(s.noise(w.hyper).log_det) for s in w.series)
+    assert log_det == pytest.approx(-np.linalg.slogdet(noise)[1], rel=1e-3)
+
+
+def test_likelihood_is_the_noise_density() -> None:
+    w = world("fine")
+    w.simulate(4)
+    zero = {n: jnp.zeros(s) for n, s in w.hierarchy.white_shapes.items()}
+    _, noise, y = w.system()
+    expected = -0.5 * (y @ np.linalg.solve(noise, y) + np.linalg.slogdet(noise)[1])
+    assert float(log_likelihood(zero, w.hierarchy, w.series, w.hyper)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_operator_and_preconditioner_are_symmetric() -> None:
+    w = world("plain")
+    w.simulate(5)
+    system = prepare(w.hierarchy, w.series, w.hyper, None)
+    rng = np.random.default_rng(0)
+    a, b = ({n: jnp.asarray(rng.normal(size=s), jnp.float32) for n, s in w.hierarchy.white_shapes.items()} for _ in range(2))
+    for f in (jax.jit(lambda s, v: s(v)), jax.jit(lambda s, v: s.preconditioner.apply(v))):
+        left, right = (sum(float((u[n] * v[n]).sum()) for n in u) for u, v in ((f(system, a), b), (a, f(system, b))))
+        assert left == pytest.approx(right, rel=1e-3, abs=1.0)

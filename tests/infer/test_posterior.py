@@ -1,0 +1,116 @@
+"""The front door: statuses instead of exceptions, determinism, prediction with its uncertainty."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fusion.cube.calendar import Calendar
+from fusion.cube.cube import Cube
+from fusion.cube.grid import Grid
+from fusion.cube.spectrum import SpectralBasis
+from fusion.errors import JobError
+from fusion.infer import Status, fit
+from tests.infer.oracle import K, T, X, Y, World, world
+
+SETTINGS: dict[str, Any] = {"engine": "gaussian", "classes": 4, "segment": 4, "spacing": 4.0, "calibrate": False, "draws": 4}
+
+
+@pytest.fixture(scope="module")
+def posed() -> tuple[World, Cube]:
+    w = world("plain")
+    w.simulate(1)
+    grid = Grid.from_bbox((500_000, 4_000_000, 500_000 + 30 * X - 1, 4_000_000 + 30 * Y - 1), "EPSG:32613", bbox_crs="EPSG:32613")
+    mixing = np.asarray(w.hierarchy.mixing, np.float64)
+    basis = SpectralBasis(np.array([500.0, 1000.0, 1500.0]), np.full(K, 0.2), np.eye(K), mixing @ mixing.T, np.full(K, 1e-5))
+    cube = Cube(grid, Calendar.regular("2024-01-01", "2024-02-10", 8), basis)
+    assert cube.shape == (T, K, Y, X)
+    for obs in w.observations:
+        obs.when = cube.calendar.times[0] + np.timedelta64(round(obs.when * 24), "h")
+    return w, cube
+
+
+@pytest.fixture(scope="module")
+def found(posed: tuple[World, Cube]) -> Any:
+    return fit(posed[0].observations, posed[1], **SETTINGS)
+
+
+def test_a_plain_tile_is_ok_and_deterministic(posed: tuple[World, Cube], found: Any) -> None:
+    assert found.status is Status.OK, found.message
+    assert set(found.chi_square) == {"fine", "coarse"}
+    assert sum(v for v in found.decomposition.values()) == pytest.approx(np.ones((K, Y, X)), abs=1e-4)
+    again = fit(posed[0].observations, posed[1], **SETTINGS)
+    np.testing.assert_array_equal(found.mean, again.mean)
+    np.testing.assert_array_equal(found.draws, again.draws)
+
+
+def test_no_data_is_the_prior_exactly(posed: tuple[World, Cube]) -> None:
+    for observations in ([], [_with(o, precision=np.zeros_like(o.precision)) for o in posed[0].observations]):
+        got = fit(observations, posed[1], **SETTINGS)
+        assert got.status is Status.NO_DATA
+        assert not got.mean.any()
+        assert np.isfinite(got.sd).all()
+        assert (got.sd > 0).all()
+
+
+def _with(obs: Any, **changes: Any) -> Any:
+    return type(obs)(**{**vars(obs), **changes})
+
+
+@pytest.mark.parametrize("case", ["one look", "duplicates", "flat band", "contradiction", "tiny noise", "negative", "not a number"])
+def test_bad_data_end_in_a_status(posed: tuple[World, Cube], case: str) -> None:
+    looks = posed[0].observations
+    bad = {
+        "one look": lambda: looks[:1],
+        "duplicates": lambda: [*looks, *looks],
+        "flat band": lambda: [_with(o, data=np.where(np.arange(len(o.data))[:, None, None] == 0, 0.0, o.data)) for o in looks],
+        "contradiction": lambda: [_with(o, data=o.data + 0.2 * (o.sensor == "coarse") * (o.precision > 0)) for o in looks],
+        "tiny noise": lambda: [_with(o, precision=o.precision * 1e12) for o in looks],
+        "negative": lambda: [_with(o, data=-np.abs(o.data) - 0.3 * (o.precision > 0)) for o in looks],
+        "not a number": lambda: [_with(o, data=np.where(np.arange(X) == 3, np.nan, o.data) if o.sensor == "fine" else o.data) for o in looks],
+    }[case]()
+    got = fit(bad, posed[1], **SETTINGS)
+    assert isinstance(got.status, Status)
+    assert got.message
+    for array in (got.mean, got.sd, got.draws):
+        assert np.isfinite(array).all()
+    assert (got.sd > 0).all()
+
+
+def test_much_data_leaves_the_prior_behind(posed: tuple[World, Cube]) -> None:
+    w, cube = posed
+    look = next(o for o in w.observations if o.sensor == "fine")
+    colour = np.eye(K)
+    data = np.full((K, Y, X), 0.05, np.float32)
+    layer = type(look.layer)(**{**vars(look.layer), "colour": colour, "mean": np.full(K, 0.2), "tau": np.eye(T, dtype=np.float32)[2]})
+    none = np.zeros(K)
+    sure = _with(look, data=data, precision=np.full(data.shape, 1e6, np.float32), layer=layer, offset_sd=none, gain_sd=none, residual_var=none)
+    got = fit([sure], cube, **SETTINGS)
+    np.testing.assert_allclose(got.mean[2], 0.05, atol=2e-3)
+
+
+def test_predict_and_expectation(posed: tuple[World, Cube], found: Any) -> None:
+    mean, sd = found.predict([500.0, 1250.0])
+    assert mean.shape == sd.shape == (T, 2, Y, X)
+    np.testing.assert_allclose(mean[:, 0], 0.2 + found.mean[:, 0], atol=1e-5)
+    np.testing.assert_allclose(sd[:, 0] ** 2, found.sd[:, 0] ** 2 + 1e-5, rtol=1e-3)
+    noisy = found.predict([500.0], noise=0.1)[1]
+    assert (noisy > 0.1).all()
+    between = found.predict([500.0], ["2024-01-05"])[0]
+    np.testing.assert_allclose(between[0], 0.5 * (mean[0, :1] + mean[1, :1]), atol=1e-5)
+    square = found.expectation(lambda a: a**2, [500.0])
+    assert (square.mean >= square.plug_in - 1e-6).all()  # Jensen: the draws come in antithetic pairs around the mean
+    with pytest.raises(JobError, match="wavelengths"):
+        found.predict([9000.0])
+    with pytest.raises(JobError, match="outside"):
+        found.predict([500.0], ["2030-01-01"])
+    with pytest.raises(JobError, match="at least 2 draws"):
+        replace(found, draws=found.draws[:0]).expectation(lambda a: a, [500.0])
+
+
+def test_unknown_engine_is_refused(posed: tuple[World, Cube]) -> None:
+    with pytest.raises(JobError, match="variational"):
+        fit([], posed[1], engine="magic")

@@ -1,0 +1,107 @@
+"""The hierarchy: exact transposes, the prior it states, theta as a push-forward, random fields that do not see tile borders."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fusion.process.hierarchy import PRIOR, REACH, Hyper, canonical_mixing, keyed_normal
+from fusion.process.landscape import segments, soft_classes
+from fusion.process.space import Objects, Pixels, Smooth, Weights
+from tests.infer.oracle import K, T, X, Y, world
+
+rng = np.random.default_rng(0)
+SPACES = {
+    "weights": Weights(jnp.asarray(rng.random((3, 9, 11)), jnp.float32)),
+    "objects": Objects.from_label(rng.integers(0, 7, (9, 11))),
+    "smooth": Smooth.lattice((9, 11), (-3, 5), 4.0),
+    "pixels": Pixels(jnp.zeros((9, 11))),
+}
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_gather_is_the_transpose_of_spread(name: str) -> None:
+    space = SPACES[name]
+    units, plane = rng.normal(size=(2, space.size)), rng.normal(size=(2, 9, 11))
+    left = (np.asarray(space.spread(jnp.asarray(units, jnp.float32))) * plane).sum()
+    right = (np.asarray(space.gather(jnp.asarray(plane, jnp.float32))) * units).sum()
+    assert left == pytest.approx(right, rel=1e-4, abs=1e-4)
+
+
+def test_objects_sum_their_pixels() -> None:
+    label = rng.integers(0, 5, (9, 11))
+    plane = rng.normal(size=(9, 11))
+    sums = np.asarray(Objects.from_label(label).gather(jnp.asarray(plane, jnp.float32)))
+    np.testing.assert_allclose(sums[:5], np.bincount(label.ravel(), plane.ravel()), rtol=1e-4, atol=1e-5)
+    assert not sums[5:].any()
+
+
+def test_smooth_level_has_unit_variance_and_global_nodes() -> None:
+    whole, part = Smooth.lattice((40, 40), (0, 0), 6.0), Smooth.lattice((20, 16), (11, 7), 6.0)
+    np.testing.assert_allclose((np.asarray(whole.rows) ** 2).sum(1), 1, rtol=1e-5)
+    nodes = rng.normal(size=(200, 200)).astype(np.float32)
+
+    def seen(space: Smooth) -> np.ndarray:
+        pick = nodes[np.ix_(np.asarray(space.node_rows) + 50, np.asarray(space.node_cols) + 50)]
+        return np.asarray(space.spread(jnp.asarray(pick.reshape(-1))))
+
+    np.testing.assert_allclose(seen(whole)[11:31, 7:23], seen(part), atol=1e-5)
+
+
+def test_theta_is_a_bounded_push_forward_and_round_trips() -> None:
+    sensors = ("a", "b")
+    white = np.random.default_rng(1).normal(size=Hyper.size(3, 2))
+    hyper = Hyper.from_white(white, 3, sensors)
+    np.testing.assert_allclose(hyper.to_white(), white, atol=1e-3)
+    assert len(hyper.names()) == len(white)
+    far = Hyper.from_white(np.full(len(white), 1e4), 3, sensors)
+    np.testing.assert_allclose(far.noise, PRIOR["noise"][0] * np.exp(REACH * PRIOR["noise"][1]), rtol=1e-4)
+    again = Hyper.from_attrs(hyper.to_attrs())
+    assert again.sensors == sensors
+    np.testing.assert_array_equal(again.sd, hyper.sd)
+
+
+def test_mixing_factors_the_prior_and_separates_what_the_bands_see() -> None:
+    root, colour = rng.normal(size=(4, 4)), rng.normal(size=(6, 4))
+    mixing = canonical_mixing(root @ root.T, colour).astype(np.float64)
+    np.testing.assert_allclose(mixing @ mixing.T, root @ root.T, atol=1e-4)
+    seen = (colour @ mixing).T @ (colour @ mixing)
+    assert np.abs(seen - np.diag(np.diag(seen))).max() < 1e-3 * seen.max()
+
+
+def test_stated_prior_is_that_of_the_equation() -> None:
+    w = world("empty")
+    dense = np.sqrt(np.diag(w.prior())).reshape(T, K, Y, X)
+    np.testing.assert_allclose(w.hierarchy.prior_sd(w.hyper), dense, rtol=2e-3)
+
+
+def test_random_fields_agree_where_tiles_overlap() -> None:
+    key = jax.random.key(3)
+    whole = keyed_normal(key, jnp.arange(-5, 35)[:, None], jnp.arange(50)[None], 4)
+    part = keyed_normal(key, jnp.arange(10, 20)[:, None], jnp.arange(30, 45)[None], 4)
+    np.testing.assert_array_equal(whole[:, 15:25, 30:45], part)
+    many = np.asarray(keyed_normal(key, jnp.arange(200)[:, None], jnp.arange(200)[None], 8), np.float64)
+    assert abs(many.mean()) < 5e-3
+    assert many.std() == pytest.approx(1, abs=5e-3)
+    assert (many**4).mean() == pytest.approx(3, abs=0.06)
+    for shifted in (many[:, 1:] * many[:, :-1], many[:, :, 1:] * many[:, :, :-1], many[1:] * many[:-1]):
+        assert abs(shifted.mean()) < 6e-3
+
+
+def test_landscape_finds_classes_and_edges_and_survives_no_image() -> None:
+    truth = np.zeros((24, 24))
+    truth[:, 12:] = 1.0
+    images = np.stack([truth * 0.3 + 0.1, 0.5 - truth * 0.2]) + 0.005 * rng.normal(size=(2, 24, 24))
+    images[0, :3] = np.nan
+    member = soft_classes(images, count=4)
+    np.testing.assert_allclose((member**2).sum(0), 1, rtol=1e-4)
+    left, right, far = (member[:, 6:, c].mean(1) for c in (3, 8, 18))
+    assert left @ right > 0.9
+    assert left @ far < 0.75
+    label = segments(images, 6)
+    assert len(set(label[3:, :12].ravel()) & set(label[3:, 12:].ravel())) == 0
+    empty = np.full((1, 24, 24), np.nan)
+    assert np.isfinite(soft_classes(empty, count=4)).all()
+    assert segments(empty, 6).shape == (24, 24)
