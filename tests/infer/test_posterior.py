@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from affine import Affine
+from odc.geo.geobox import GeoBox
 
 from fusion.cube.calendar import Calendar
 from fusion.cube.cube import Cube
@@ -23,7 +25,7 @@ SETTINGS: dict[str, Any] = {"engine": "gaussian", "classes": 4, "segment": 4, "s
 def posed() -> tuple[World, Cube]:
     w = world("plain")
     w.simulate(1)
-    grid = Grid.from_bbox((500_000, 4_000_000, 500_000 + 30 * X - 1, 4_000_000 + 30 * Y - 1), "EPSG:32613", bbox_crs="EPSG:32613")
+    grid = Grid(GeoBox((Y, X), Affine(30.0, 0, 500_000, 0, -30.0, 4_000_000), "EPSG:32613"))
     mixing = np.asarray(w.hierarchy.mixing, np.float64)
     basis = SpectralBasis(np.array([500.0, 1000.0, 1500.0]), np.full(K, 0.2), np.eye(K), mixing @ mixing.T, np.full(K, 1e-5))
     cube = Cube(grid, Calendar.regular("2024-01-01", "2024-02-10", 8), basis)
