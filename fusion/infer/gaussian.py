@@ -136,7 +136,8 @@ def solve(system: System, right: White, tolerance: float, limit: int) -> Solved:
     def step(state: tuple[White, White, White, Array, Array, Array]) -> tuple[White, White, White, Array, Array, Array]:
         x, r, p, rho, count, _ = state
         q = system(p)
-        alpha = rho / jnp.maximum(sum(dot(p, q).values()), 1e-30)
+        curvature = jnp.asarray(sum(dot(p, q).values()))
+        alpha = jnp.where(curvature > 0, rho / jnp.maximum(curvature, 1e-30), 0.0)  # never a step along a rounding error
         x, r = add(x, p, alpha), add(r, q, -alpha)
         y = apply(r)
         fresh = jnp.asarray(sum(dot(r, y).values()))

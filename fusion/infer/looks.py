@@ -26,6 +26,8 @@ from fusion.infer.blocks import invert
 from fusion.observe.operator import Dense
 from fusion.process.hierarchy import Hierarchy, Hyper, keyed_normal
 
+TINY = 1e-3
+"""total precision under which a look counts as absent"""
 FLOOR = 2e-4
 """least sd of white noise, reflectance: less than any instrument here resolves, and as far as float32 carries"""
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -46,7 +48,8 @@ class Noise:
     gain: Array
     """(n, B, H, W) g a"""
     cap: Array
-    """(B, n+1, n+1) inverse of I + V^T P V, P the precision of white noise and discrepancy, V = [offsets, gain]"""
+    """(B, n+1, n+1) inverse of I + V^T P V, P the precision of white noise and discrepancy, V = [offsets, gain]; without a
+    discrepancy (B, n, n), the precision (S^-1 + C)^-1 of the looks' means"""
     log_det: Array
     """() log det N^-1 over the values that are there"""
 
@@ -58,7 +61,16 @@ class Noise:
         return jnp.concatenate([self.offset[:, None] * v.sum((2, 3)).T, (self.gain * v).sum((0, 2, 3))[:, None]], axis=1)
 
     def apply(self, r: Array) -> Array:
-        """N^-1 r.  (n, B, H, W)."""
+        """N^-1 r.  (n, B, H, W).
+
+        Without a discrepancy the shifts of looks are eliminated about each look's mean r', S = sum of precision, C = Var(shift):
+        N^-1 r = P (r - r') + P / S (S^-1 + C)^-1 r', which is Woodbury's identity without its cancellation of 1e9 against 1e9.
+        """
+        if self.cell is None:
+            total = self.white.sum((2, 3))
+            mean = (self.white * r).sum((2, 3)) / jnp.maximum(total, TINY)
+            told = jnp.einsum("bij,jb->ib", self.cap, mean) / jnp.maximum(total, TINY)
+            return self.white * (r - mean[:, :, None, None] + told[:, :, None, None])
         s = jnp.einsum("bij,bj->bi", self.cap, self._project(self._inner(r)))
         shift = (self.offset[:, None] * s[:, :-1]).T[:, :, None, None]
         return self._inner(r - shift - self.gain * s[:, -1][None, :, None, None])
@@ -148,16 +160,21 @@ class Looks:
         there = self.precision > 0
         gain = (hyper.gain[self.group] * self.gain_sd * self.level)[:, None, None] * there
         log_det = jnp.where(there, jnp.log(jnp.where(there, white, 1.0)), 0.0).sum()
-        cell = None
-        if self.correlated:
-            first, count = jnp.sqrt(white), len(self.days)
-            covariance = self.discrepancy_covariance(hyper)[:, :, None, None, None]
-            inverse, lost = invert(jnp.eye(count)[:, :, None, None, None] + first[:, None] * covariance * first[None])
-            cell = jnp.moveaxis(first[:, None] * inverse * first[None], (0, 1), (3, 4))
-            log_det = log_det - lost.sum()
+        if not self.correlated:
+            total = jnp.maximum(white.sum((2, 3)), TINY)
+            common = hyper.gain[self.group] * self.gain_sd * self.level
+            spread = jnp.eye(len(self.days))[:, :, None] * offset**2 + common**2
+            inverse, lost = invert(spread + jax.vmap(jnp.diag, 1, 2)(1 / total))
+            log_det = log_det - lost.sum() - jnp.log(total).sum()
+            return Noise(white, None, offset, gain, jnp.moveaxis(inverse, 2, 0), log_det)
+        first, count = jnp.sqrt(white), len(self.days)
+        covariance = self.discrepancy_covariance(hyper)[:, :, None, None, None]
+        inverse, lost = invert(jnp.eye(count)[:, :, None, None, None] + first[:, None] * covariance * first[None])
+        cell = jnp.moveaxis(first[:, None] * inverse * first[None], (0, 1), (3, 4))
+        log_det = log_det - lost.sum()
         bare = Noise(white, cell, offset, gain, jnp.zeros(0), log_det)
         lift = bare._project(bare._inner(gain))
-        looks = jax.vmap(jnp.diag)(white.sum((2, 3)).T) if cell is None else cell.sum((1, 2))
+        looks = cell.sum((1, 2))
         corner = jnp.concatenate([looks * offset[:, None, None] ** 2, lift[:, :-1, None]], axis=2)
         cap = jnp.concatenate([corner, lift[:, None, :]], axis=1) + jnp.eye(len(self.days) + 1)
         inverse, lost = invert(jnp.moveaxis(cap, 0, 2))
