@@ -23,11 +23,12 @@ demo: $(READY)  ## simulate three sensors, fuse them, leave a cube and pictures 
 test: $(READY)  ## the test suite (long studies: make test ARGS=--slow)
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(READY)  ## lint, types, README and notebooks executed, documentation built strictly
+check: $(READY)  ## lint, types, documentation built strictly, the demo and the notebooks executed on it
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --nbmake notebooks
 	$(BIN)/mkdocs build --strict --quiet
+	test -f demo/demo.png || $(MAKE) demo
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --timeout=900 notebooks
 
 bench: $(READY)  ## every benchmark table (the real-data rows need FUSION_SHARED or ../shared)
 	@for b in layers spectral_prior speed accuracy spectral scale; do echo "== $$b"; $(BIN)/python benchmarks/$$b.py || exit 1; done

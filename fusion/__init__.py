@@ -55,7 +55,7 @@ _HOME = {
     "check_sensor": "fusion.testing",
 }
 
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 __version__ = "0.1.0"
 
 

@@ -19,8 +19,8 @@ from rich.console import Console
 
 from fusion.cube.grid import Grid
 
-BBOX = (-105.300, 40.000, -105.268, 40.024)
-"""a simulated 2.7 km square, placed near Boulder because a MODIS cell leans by 50 degrees there"""
+BBOX = (-105.300, 40.000, -105.2805, 40.0151)
+"""a simulated 1.7 km square, placed near Boulder because a MODIS cell leans by 50 degrees there"""
 PERIOD = ("2024-05-01", "2024-07-10")
 SENSORS = ("modis-mcd43a4", "landsat-8", "airborne")
 
@@ -44,15 +44,20 @@ step_days = 8.0
 [spectrum]
 rank = 8
 
+[engine]
+name = "gaussian"       # exact, hyperparameters at their prior medians; "variational" and "mcmc" learn them
+settings = {{ calibrate = false, tolerance = 0.1 }}
+
 [tiles]
-core = 48
+core = 60
 
 [output]
 store = "cube.zarr"
-draws = 16
+draws = 8
 
 [cluster]
-workers = 2
+workers = 1
+memory = "8GiB"
 """
 
 
@@ -62,7 +67,7 @@ def simulated_archive(folder: Path) -> tuple[Grid, object]:
 
     grid = Grid.from_bbox(BBOX, "EPSG:32613", 30.0, align=15.0)
     made = world(grid, *PERIOD, seed=7, finer=2)
-    patch = grid.crop(slice(30, 50), slice(30, 50))
+    patch = grid.crop(slice(20, 40), slice(20, 40))
     made.archive(folder, SENSORS, flights=[("airborne", "2024-06-05", patch)], pixel=5.0)
     return grid, made
 
@@ -93,7 +98,7 @@ def main(folder: str = "demo") -> int:
     out.rule("1/3  simulate: MODIS, Landsat 8 and an aircraft look at a world with known truth")
     _, made = simulated_archive(place / "archive")
     job = Job.load(write_job(place))
-    out.rule("2/3  fuse: catalog -> tiles -> Zarr cube")
+    out.rule("2/3  fuse: catalog -> tile -> Zarr cube")
     summary = run(job)
     if summary.left or summary.failed:
         out.print(f"[red]{summary.left} tiles are not fused: {summary.failed}")

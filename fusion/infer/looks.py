@@ -251,7 +251,8 @@ def _series(group: list[Any], hierarchy: Hierarchy, index: int, days_of: Any) ->
     return Looks(
         data, _pad(precision, count), footprint, jnp.asarray(np.asarray(first.layer.colour, np.float64) @ mixing, jnp.float32),
         tau if tau.ndim == 2 else jnp.moveaxis(tau, 1, -1), jnp.asarray(days + [days[-1]] * (count - len(days)), jnp.float32),
-        *(jnp.asarray(a, jnp.float32) for a in (first.layer.mean, first.residual_var, first.offset_sd, first.gain_sd)),
+        jnp.asarray(first.layer.mean, jnp.float32), jnp.asarray(first.residual_var, jnp.float32),
+        jnp.asarray(first.offset_sd, jnp.float32), jnp.asarray(first.gain_sd, jnp.float32),
         jnp.asarray([sd, max(float(first.discrepancy_days), 0.1)], jnp.float32),
         jnp.asarray(ids + list(range(count - len(ids))), jnp.uint32), rows, cols, jnp.asarray(index, jnp.int32),
         sensor=first.sensor, coarse=3 * shape[0] * shape[1] <= latent[0] * latent[1], correlated=sd > 0,

@@ -66,7 +66,7 @@ def mean_tau(looks: Looks) -> Array:
 
 def pixel_inverse(design: Array, lam: Array, weight: Array) -> Array:
     """(K, R, R, Y, X) inverse of I + sum_n lam_nk w_n(s) B_kn B_kn^T.  design: B (K, n, R). lam: (n, K). weight: (n, Y, X)."""
-    rank, _, width = design.shape
+    width = design.shape[2]
     pairs = jnp.einsum("knq,knr,nk->qrkn", design, design, lam)
 
     def row(w: Array) -> Array:

@@ -125,7 +125,8 @@ class Hyper:
 
     def replace(self, **changes: Any) -> Hyper:
         """A copy with some parameters changed (arrays of the same shape, or scalars to fill them)."""
-        return replace(self, **{n: jnp.broadcast_to(jnp.asarray(v, jnp.float32), getattr(self, n).shape) for n, v in changes.items()})
+        shaped: dict[str, Any] = {n: jnp.broadcast_to(jnp.asarray(v, jnp.float32), getattr(self, n).shape) for n, v in changes.items()}
+        return replace(self, **shaped)
 
     def to_attrs(self) -> dict[str, Any]:
         """JSON-ready attributes."""

@@ -53,7 +53,7 @@ def mixture(days: ArrayLike, shares: ArrayLike, length: ArrayLike, learned: Arra
     shares = jnp.asarray(shares)
     part = shares / shares.sum()
     anchor = part[0] + part[1] * annual(lag) + part[2] * matern32(lag, length) + part[3] * matern12(lag, ROUGH_DAYS)
-    return anchor if empirical is None else (1.0 - learned) * anchor + learned * jnp.asarray(empirical)
+    return jnp.asarray(anchor if empirical is None else (1.0 - learned) * anchor + learned * jnp.asarray(empirical))
 
 
 def empirical(series: NDArray[np.floating], weight: NDArray[np.floating], anchor: NDArray[np.floating], strength: float = 4.0) -> NDArray[np.float32]:

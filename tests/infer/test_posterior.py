@@ -16,7 +16,7 @@ from fusion.cube.grid import Grid
 from fusion.cube.spectrum import SpectralBasis
 from fusion.errors import JobError
 from fusion.infer import Status, fit
-from tests.infer.oracle import K, T, X, Y, World, world
+from tests.infer.oracle import K, T, World, X, Y, world
 
 SETTINGS: dict[str, Any] = {"engine": "gaussian", "classes": 4, "segment": 4, "spacing": 4.0, "calibrate": False, "draws": 4}
 
