@@ -16,6 +16,8 @@ from fusion.infer.problem import pose
 from fusion.observe.observation import Observation
 from tests.infer import small
 
+pytestmark = pytest.mark.slow  # minutes of compilation on two cores
+
 
 def test_scores_follow_their_definitions() -> None:
     rng = np.random.default_rng(0)

@@ -17,6 +17,8 @@ from fusion.infer.posterior import Status
 from fusion.infer.theta import Theta
 from tests.infer import small
 
+pytestmark = pytest.mark.slow  # minutes of compilation on two cores
+
 SENSORS = ("fine", "coarse")
 
 

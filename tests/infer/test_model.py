@@ -17,6 +17,8 @@ from fusion.infer.probes import LOOKS, SMALL, _deal
 from fusion.process.hierarchy import Hyper
 from tests.infer import small
 
+pytestmark = pytest.mark.slow  # minutes of compilation on two cores
+
 
 @pytest.fixture(scope="module")
 def tiny() -> Any:

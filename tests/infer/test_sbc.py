@@ -10,12 +10,15 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fusion.infer import gaussian
 from fusion.infer.collapsed import probed, terms
 from fusion.infer.probes import probe
 from fusion.process.hierarchy import LEVELS
 from tests.infer import oracle, small
+
+pytestmark = pytest.mark.slow  # minutes of compilation on two cores
 
 WORLDS = 24
 

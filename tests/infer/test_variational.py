@@ -17,6 +17,8 @@ from fusion.infer.theta import Theta, antithetic
 from fusion.process.hierarchy import Hyper
 from tests.infer import small
 
+pytestmark = pytest.mark.slow  # minutes of compilation on two cores
+
 CHEAP: dict[str, Any] = {"classes": 4, "thetas": 2, "steps": 20, "samples": 8}
 
 
