@@ -51,7 +51,7 @@ def environment(cluster: Cluster) -> dict[str, str]:
         "JAX_COMPILATION_CACHE_DIR": str(cache_folder(cluster)),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
         "GDAL_HTTP_TIMEOUT": "60", "GDAL_HTTP_CONNECTTIMEOUT": "15", "GDAL_HTTP_MAX_RETRY": "4", "GDAL_HTTP_RETRY_DELAY": "1",
-        "GDAL_HTTP_RETRY_CODES": "ALL", "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_CACHEMAX": "128",
+        "GDAL_HTTP_RETRY_CODES": "ALL", "GDAL_CACHEMAX": "128",
         "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
     }
     return {k: os.environ.get(k, v) for k, v in found.items()}
