@@ -2,7 +2,7 @@
 
     python -m fusion.demo FOLDER
 
-leaves FOLDER/archive (COG and ENVI files with a static STAC catalog), job.toml, cube.zarr, report.html and demo.png.
+leaves FOLDER/archive (COG files with a static STAC catalog), job.toml, cube.zarr, report.html and demo.png.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fusion.cube.grid import Grid
 BBOX = (-105.300, 40.000, -105.2805, 40.0151)
 """a simulated 1.7 km square, placed near Boulder because a MODIS cell leans by 50 degrees there"""
 PERIOD = ("2024-05-01", "2024-07-10")
-SENSORS = ("modis-mcd43a4", "landsat-8", "airborne")
+SENSORS = ("modis-mcd43a4", "landsat-8", "landsat-9")
 
 JOB = """\
 # Written by the demonstration; `fusion run` accepts it again.
@@ -67,8 +67,7 @@ def simulated_archive(folder: Path) -> tuple[Grid, object]:
 
     grid = Grid.from_bbox(BBOX, "EPSG:32613", 30.0, align=15.0)
     made = world(grid, *PERIOD, seed=7, finer=2)
-    patch = grid.crop(slice(20, 40), slice(20, 40))
-    made.archive(folder, SENSORS, flights=[("airborne", "2024-06-05", patch)], pixel=5.0)
+    made.archive(folder, SENSORS)
     return grid, made
 
 
@@ -95,7 +94,7 @@ def main(folder: str = "demo") -> int:
             return 2
         shutil.rmtree(place)
     place.mkdir(parents=True)
-    out.rule("1/3  simulate: MODIS, Landsat 8 and an aircraft look at a world with known truth")
+    out.rule("1/3  simulate: MODIS, Landsat 8 and Landsat 9 look at a world with known truth")
     _, made = simulated_archive(place / "archive")
     job = Job.load(write_job(place))
     out.rule("2/3  fuse: catalog -> tile -> Zarr cube")
