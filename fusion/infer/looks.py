@@ -54,7 +54,8 @@ class Noise:
     """() log det N^-1 over the values that are there"""
 
     def _inner(self, r: Array) -> Array:
-        return self.white * r if self.cell is None else jnp.einsum("bhwnm,mbhw->nbhw", self.cell, r)
+        assert self.cell is not None  # without a discrepancy the shifts are eliminated about each look's mean
+        return jnp.einsum("bhwnm,mbhw->nbhw", self.cell, r)
 
     def _project(self, v: Array) -> Array:
         """V^T v: (n, B, H, W) -> (B, n+1)."""
