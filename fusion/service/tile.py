@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,28 +10,21 @@ from typing import Any
 
 import numpy as np
 import prometheus_client
-import pystac
 
 from fusion.cube.cube import Cube
 from fusion.cube.grid import Tile
 from fusion.errors import FusionError
 from fusion.infer.posterior import Status
-from fusion.observe.scene import Scene
-from fusion.observe.sensor import Sensor, sensor
 from fusion.service.job import Job
 from fusion.service.objects import finite
 from fusion.service.plan import Coverage, halo_of, tile_at
-from fusion.service.policy import Item
+from fusion.service.reading import look
 from fusion.service.store import CubeStore
-
-log = logging.getLogger("fusion")
 
 Fit = Callable[..., Any]
 """(observations, cube, *, engine, draws, seed, origin, ...) -> Posterior; the default is `fusion.infer.fit`"""
-Observe = Callable[[Scene, Sensor, Cube], Any]
 
 TILES = prometheus_client.Counter("fusion_tiles", "Tiles fused by this worker", ["status"])
-SCENES = prometheus_client.Counter("fusion_scenes", "Scene windows read by this worker", ["sensor", "outcome"])
 SECONDS = prometheus_client.Histogram(
     "fusion_tile_seconds", "Wall time of a tile", ["part"], buckets=(1, 2, 5, 10, 20, 60, 300, 1800)
 )
@@ -130,7 +122,7 @@ def _fused(
     """The posterior of a tile and its record."""
     engine, cube = at.job.engine, Cube(tile.grid, at.store.cube.calendar, at.store.cube.basis)
     began = time.perf_counter()
-    observations, record = look(at, tile, cube, read_retries)
+    observations, record = look(at.coverage.of(tile), tile, cube, read_retries)
     SECONDS.labels("read").observe(time.perf_counter() - began)
     extra = {} if shared is None else {"prior": shared.prior(f"{tile.index[0]}.{tile.index[1]}")}
     posterior = (fit or _engines())(
@@ -152,63 +144,3 @@ def _fused(
         "theta": hyper.to_attrs() if hasattr(hyper, "to_attrs") else None, "diagnostics": getattr(posterior, "diagnostics", {}),
         "mixing": None if mixing is None else np.asarray(mixing).tolist(),
     }
-
-
-def look(at: Desk, tile: Tile, cube: Cube, read_retries: int) -> tuple[list[Any], dict[str, Any]]:
-    """Every observation of a tile; a scene that cannot be read is recorded, never raised."""
-    observations: list[Any] = []
-    scenes: dict[str, list[str]] = {}
-    failed, notes, simulated = [], set(), False
-    for name, items in at.coverage.of(tile).items():
-        facts = sensor(name)
-        scenes[name] = []
-        for document in items:
-            try:
-                scene = read(facts, document, tile, read_retries)
-                seen = observed(scene, facts, cube)
-            except Unreadable as reason:
-                failed.append({"sensor": name, "id": document["id"], "reason": str(reason)})
-                SCENES.labels(name, "failed").inc()
-                continue
-            SCENES.labels(name, "read").inc()
-            simulated |= scene.simulated
-            notes |= {f"{name}: {note}" for note in scene.notes}
-            if seen:
-                observations += seen
-                scenes[name].append(scene.id)
-    record = {
-        "looks": {name: len(ids) for name, ids in scenes.items()}, "scenes": scenes, "failed_scenes": failed,
-        "notes": sorted(notes)[:100], "simulated": simulated,
-    }
-    return observations, record
-
-
-class Unreadable(Exception):
-    """One scene that a tile has to do without."""
-
-
-def read(facts: Sensor, document: Item, tile: Tile, retries: int) -> Scene:
-    """One scene's window; what may pass (network, file system) is tried again with growing pauses, the rest is not."""
-    for attempt in range(retries + 1):
-        try:
-            item = pystac.Item.from_dict(document, preserve_dict=True)
-            return facts.read(item, tile.grid)
-        except MemoryError:
-            raise
-        except Exception as error:  # a sensor is a plug-in: whatever it raises costs one scene, not the job
-            lasting = isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError) or not isinstance(error, OSError)
-            if lasting or attempt == retries:
-                raise Unreadable(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}") from error
-            log.info("%s scene %s: attempt %d failed (%s), trying again", facts.name, document["id"], attempt + 1, error)
-            time.sleep(min(0.5 * 2**attempt, 20.0))
-    raise AssertionError("unreachable")
-
-
-def observed(scene: Scene, facts: Sensor, cube: Cube) -> list[Any]:
-    """The observations of one scene that carry any information."""
-    from fusion.observe.observation import looks
-
-    try:
-        return [o for o in looks(scene, facts, cube) if np.asarray(o.precision).any()]
-    except FusionError as error:
-        raise Unreadable(f"{type(error).__name__}: {error}") from error

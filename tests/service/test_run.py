@@ -9,18 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rasterio
 import xarray as xr
 from distributed import LocalCluster
 
 from fusion.cube.cube import Cube
-from fusion.errors import JobError, SceneError, StoreError
-from fusion.observe.sensor import sensor
+from fusion.errors import JobError, StoreError
 from fusion.service import run as running
 from fusion.service import tile as tiling
-from fusion.service.plan import tile_at
+from fusion.service.reading import look
 from fusion.service.store import CubeStore
-from fusion.service.tile import fuse_tile, look, read
+from fusion.service.tile import fuse_tile
 from tests.service.test_store import snapshot
 from tests.service.worlds import failing_fit, poison_fit, quick_fit, small_job
 
@@ -61,7 +59,7 @@ def test_a_tile_is_the_one_that_the_engine_gave(undisturbed: CubeStore) -> None:
     at = tiling.desk(undisturbed.url, undisturbed.about["fingerprint"])
     tile = at.tile((1, 2))
     cube = Cube(tile.grid, undisturbed.cube.calendar, undisturbed.cube.basis)
-    observations, _ = look(at, tile, cube, 0)
+    observations, _ = look(at.coverage.of(tile), tile, cube, 0)
     wanted = quick_fit(observations, cube, engine="", draws=2, seed=0, origin=tile.origin)
     got = undisturbed.group["mean"][..., tile.window[0], tile.window[1]]
     np.testing.assert_array_equal(got, wanted.mean[(..., *tile.core)])
@@ -118,71 +116,9 @@ def test_a_rerun_sees_the_frozen_scenes(undisturbed: CubeStore) -> None:
     assert again.before == 9
 
 
-# --- faults in reads: one process is enough -------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def prepared(catalog: Path, tmp_path: Path) -> CubeStore:
     return running.prepare(small_job(catalog, tmp_path / "cube.zarr"))
-
-
-class Faulty:
-    """A sensor whose reads raise what they are told, then go on."""
-
-    def __init__(self, errors: list[BaseException]) -> None:
-        self.facts, self.errors, self.calls = sensor("landsat-8"), list(errors), 0
-        self.name = "landsat-8"
-
-    def read(self, item: Any, window: Any) -> Any:
-        self.calls += 1
-        if self.errors:
-            raise self.errors.pop(0)
-        return self.facts.read(item, window)
-
-
-PASSING = [ConnectionError("reset"), TimeoutError("slow"), OSError(5, "I/O error"), rasterio.errors.RasterioIOError("HTTP 500")]
-LASTING = [SceneError("wrong content"), FileNotFoundError("gone"), ValueError("a bug"), PermissionError("403"), KeyError("band")]
-
-
-@pytest.mark.parametrize("error", PASSING)
-def test_what_may_pass_is_tried_again(prepared: CubeStore, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiling.time, "sleep", lambda _: None)
-    faulty = Faulty([error, error])
-    tile = tile_at(prepared.cube.grid, 32, 4, (0, 0))
-    item = prepared.items()["landsat-8"][0]
-    assert read(faulty, item, tile, 3).id == item["id"]  # type: ignore[arg-type]
-    assert faulty.calls == 3
-    with pytest.raises(tiling.Unreadable, match=type(error).__name__):
-        read(Faulty([error] * 9), item, tile, 3)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("error", LASTING)
-def test_what_lasts_is_not(prepared: CubeStore, error: Exception) -> None:
-    faulty = Faulty([error])
-    with pytest.raises(tiling.Unreadable, match=type(error).__name__):
-        read(faulty, prepared.items()["landsat-8"][0], tile_at(prepared.cube.grid, 32, 4, (0, 0)), 3)  # type: ignore[arg-type]
-    assert faulty.calls == 1
-
-
-@pytest.mark.parametrize("damage", ["missing", "truncated", "other content", "empty"])
-def test_a_damaged_file_costs_one_scene(damage: str, tmp_path: Path) -> None:
-    from tests.service.worlds import archive
-
-    catalog = archive(tmp_path / "archive")
-    bad = next(p for p in (tmp_path / "archive").iterdir() if "2024-05-05" in p.name and "SR_B4" in p.name)
-    if damage == "missing":
-        bad.unlink()
-    elif damage == "truncated":
-        bad.write_bytes(bad.read_bytes()[:500])
-    else:
-        bad.write_bytes(b"" if damage == "empty" else b"<html>404 not found</html>")
-    store = running.prepare(small_job(catalog, tmp_path / "cube.zarr"))
-    brief = fuse_tile(store.url, store.about["fingerprint"], (0, 0), fit=quick_fit, read_retries=0)
-    assert brief["status"] == "READ_FAILED"
-    record = store.record((0, 0))
-    assert [s["id"] for s in record["failed_scenes"]] == ["landsat-8-2024-05-05"]
-    assert record["looks"] == {"landsat-8": 1}
-    assert "could not be read" in record["message"]
 
 
 def test_an_engine_that_returns_nan_fails_its_tile(prepared: CubeStore) -> None:
