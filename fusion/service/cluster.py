@@ -9,16 +9,18 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dask
+from dask.utils import parse_bytes
 from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster, WorkerPlugin
+from distributed.system import MEMORY_LIMIT
 from distributed.worker import Worker
 
 from fusion.errors import JobError
 from fusion.service.job import Cluster
-from fusion.service.plan import workers_of
 
 log = logging.getLogger("fusion")
 CONNECT = "30s"
@@ -37,6 +39,50 @@ SETTINGS = {
     "distributed.comm.retry.count": 3,
     "distributed.admin.tick.limit": "1 minute",
 }
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who will work, as far as it is known before the work."""
+
+    number: int
+    threads: int
+    """tiles at a time in each"""
+    memory: float | None
+    """bytes that each may use; None = nobody says"""
+    note: str = ""
+    """what a reader of the plan should know about these numbers"""
+
+
+def workers_of(cluster: Cluster) -> Workers:
+    """The workers of a job: as it says, else those that its scheduler has now, else those that this machine can hold."""
+    try:
+        memory = float(parse_bytes(cluster.memory)) if cluster.memory else None
+    except ValueError as error:
+        raise JobError(f"cluster.memory = {cluster.memory!r} is not a size: write 8GiB") from error
+    if cluster.scheduler:
+        return _of_scheduler(cluster, memory)
+    number = cluster.workers or len(cluster.gpus) or max(1, len(os.sched_getaffinity(0)) // cluster.threads)
+    return Workers(number, cluster.threads, memory or MEMORY_LIMIT * 0.9 / number)
+
+
+def _of_scheduler(cluster: Cluster, memory: float | None) -> Workers:
+    try:
+        with Client(cluster.scheduler, timeout=CONNECT, set_as_default=False) as client:
+            found = list(client.scheduler_info()["workers"].values())
+    except (OSError, TimeoutError, ValueError) as error:
+        note = f"no Dask scheduler answers at {cluster.scheduler} ({error}): its workers and their memory are not known"
+        return Workers(cluster.workers or 1, cluster.threads, memory, note)
+    if not found:
+        note = f"the scheduler at {cluster.scheduler} has no worker yet: number, threads and memory of its workers are not known"
+        return Workers(cluster.workers or 1, cluster.threads, memory, note)
+    note, limits = "", [worker.get("memory_limit") for worker in found]
+    if memory is None and all(limits):
+        memory = float(min(limits))
+    elif memory is None:
+        note = f"workers at {cluster.scheduler} have no memory limit: whether a tile fits is not checked; give cluster.memory"
+    threads = 1 if cluster.gpus else max(int(worker["nthreads"]) for worker in found)
+    return Workers(cluster.workers or len(found), threads, memory, note)
 
 
 def cache_folder(cluster: Cluster) -> Path:
@@ -99,14 +145,14 @@ def connected(cluster: Cluster) -> Iterator[Client]:
                 raise JobError(f"{asked}: check the address, start it first") from error
             owned = None
         else:
-            count, limit = workers_of(cluster)
+            workers = workers_of(cluster)
             if cluster.gpus:
                 scheduler = {"cls": Scheduler, "options": {"dashboard_address": cluster.dashboard}}
                 owned = SpecCluster(workers=_gpu_workers(cluster), scheduler=scheduler, silence_logs=logging.ERROR)
             else:
                 owned = LocalCluster(
-                    n_workers=count, threads_per_worker=cluster.threads, memory_limit=int(limit), env=environment(cluster),
-                    dashboard_address=cluster.dashboard, silence_logs=logging.ERROR,
+                    n_workers=workers.number, threads_per_worker=workers.threads, memory_limit=int(workers.memory or 0),
+                    env=environment(cluster), dashboard_address=cluster.dashboard, silence_logs=logging.ERROR,
                 )
             client = Client(owned, set_as_default=False)
         try:

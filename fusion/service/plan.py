@@ -10,7 +10,6 @@ with Y, X including the halo, S draws, n over the tile's looks. The constants we
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,8 +17,7 @@ from typing import Any
 import numpy as np
 import shapely
 import shapely.geometry
-from dask.utils import format_bytes, parse_bytes
-from distributed.system import MEMORY_LIMIT
+from dask.utils import format_bytes
 from numpy.typing import NDArray
 from pyproj import Transformer
 
@@ -28,7 +26,8 @@ from fusion.cube.grid import Grid, Tile, halo_for
 from fusion.errors import JobError
 from fusion.observe.sensor import Sensor, sensor
 from fusion.service.catalog import Found
-from fusion.service.job import Cluster, Job
+from fusion.service.cluster import Workers, workers_of
+from fusion.service.job import Job
 from fusion.service.policy import Item, interval
 from fusion.service.template import Layout
 
@@ -124,9 +123,7 @@ class Plan:
     read_bytes: float
     peak_bytes: float
     """projected peak memory of one worker"""
-    limit_bytes: float
-    """memory that one worker may use"""
-    workers: int
+    workers: Workers
     seconds: float
     """projected wall time"""
     output_bytes: float
@@ -140,19 +137,17 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the projected memory fits a worker."""
-        return self.peak_bytes <= self.limit_bytes
+        """Whether the projected memory fits a worker, as far as its limit is known."""
+        return self.peak_bytes <= (self.workers.memory or math.inf)
 
     def require(self) -> None:
         """JobError with both numbers and a tile size that fits, if the memory does not."""
         if self.fits:
             return
-        core = self.job.tiles.core
-        smaller = [
-            c for c in (512, 384, 256, 192, 128, 96, 64, 48, 32, 16) if c < core and self._peak_with(c) <= self.limit_bytes
-        ]
+        core, limit = self.job.tiles.core, self.workers.memory or math.inf
+        smaller = [c for c in (512, 384, 256, 192, 128, 96, 64, 48, 32, 16) if c < core and self._peak_with(c) <= limit]
         advice = f"use tiles.core = {smaller[0]}" if smaller else "no tile size fits: fewer draws, times or components would"
-        need, have = format_bytes(int(self.peak_bytes)), format_bytes(int(self.limit_bytes))
+        need, have = format_bytes(int(self.peak_bytes)), format_bytes(int(limit))
         raise JobError(
             f"a tile of {core} px with its halo of {self.halo} px needs {need} in a worker, which has {have}: {advice}, "
             "or give workers more memory (cluster.memory, fewer workers)"
@@ -171,11 +166,12 @@ class Plan:
         for name, per_tile in self.looks.items():
             spread = f"per tile {per_tile.min()} to {per_tile.max()}, mean {per_tile.mean():.1f}"
             rows.append((f"looks of {name}", f"{len(self.found.items[name])} scenes; {spread}"))
-        fit = "fits" if self.fits else "does NOT fit"
+        limit = self.workers.memory
+        fit = "limit not known" if limit is None else f"{'fits' if self.fits else 'does NOT fit'} in {format_bytes(int(limit))}"
         return [
             *rows, ("to read", format_bytes(int(self.read_bytes))),
-            ("peak memory per worker", f"{format_bytes(int(self.peak_bytes))}, {fit} in {format_bytes(int(self.limit_bytes))}"),
-            ("time", f"about {_duration(self.seconds)} on {self.workers} workers"),
+            ("peak memory per worker", f"{format_bytes(int(self.peak_bytes))}, {fit}"),
+            ("time", f"about {_duration(self.seconds)} on {self.workers.number} workers"),
             ("output", f"about {format_bytes(int(self.output_bytes))} in {self.job.output.store}"),
         ]
 
@@ -184,12 +180,13 @@ class Plan:
         return {
             "tiles": self.tiles, "halo": self.halo, "shape": list(self.cube.shape),
             "scenes": {n: len(i) for n, i in self.found.items.items()}, "looks": {n: int(v.sum()) for n, v in self.looks.items()},
-            "read_bytes": self.read_bytes, "peak_bytes": self.peak_bytes, "limit_bytes": self.limit_bytes, "fits": self.fits,
-            "workers": self.workers, "seconds": self.seconds, "output_bytes": self.output_bytes, "notes": self.notes,
+            "read_bytes": self.read_bytes, "peak_bytes": self.peak_bytes, "limit_bytes": self.workers.memory, "fits": self.fits,
+            "workers": self.workers.number, "seconds": self.seconds, "output_bytes": self.output_bytes, "notes": self.notes,
         }
 
     def _peak_with(self, core: int) -> float:
-        return peak_bytes(self.job, self.cube, core, self.halo, {n: float(v.max(initial=0)) for n, v in self.looks.items()})
+        looks = {n: float(v.max(initial=0)) for n, v in self.looks.items()}
+        return peak_bytes(self.job, self.cube, core, self.halo, looks, self.workers.threads)
 
 
 def _duration(seconds: float) -> str:
@@ -205,23 +202,13 @@ def window_bytes(facts: Sensor, edge: float) -> float:
     return 4.0 * side**2 * max(1, len(facts.bands) or len(facts.example_channels))
 
 
-def peak_bytes(job: Job, cube: Cube, core: int, halo: int, looks: dict[str, float]) -> float:
-    """Projected peak memory of one worker (the formula above)."""
+def peak_bytes(job: Job, cube: Cube, core: int, halo: int, looks: dict[str, float], threads: int = 1) -> float:
+    """Projected peak memory of one worker (the formula above) with that many tiles at a time."""
     edge = core + 2 * halo
     times, rank = cube.shape[:2]
     latent = 4.0 * times * rank * edge**2
     observed = sum(n * window_bytes(sensor(name), edge * cube.grid.resolution) for name, n in looks.items())
-    return BASE_BYTES + job.cluster.threads * (latent * (FIELDS + job.output.draws) + OBSERVED * observed)
-
-
-def workers_of(cluster: Cluster) -> tuple[int, float]:
-    """(number, memory limit in bytes) of the workers that a cluster would have on this machine."""
-    number = cluster.workers or len(cluster.gpus) or max(1, len(os.sched_getaffinity(0)) // cluster.threads)
-    try:
-        limit = float(parse_bytes(cluster.memory)) if cluster.memory else MEMORY_LIMIT * 0.9 / number
-    except ValueError as error:
-        raise JobError(f"cluster.memory = {cluster.memory!r} is not a size: write 8GiB") from error
-    return number, limit
+    return BASE_BYTES + threads * (latent * (FIELDS + job.output.draws) + OBSERVED * observed)
 
 
 LEVELS = ("scene", "class", "object", "place", "pixel", "unresolved")
@@ -248,16 +235,16 @@ def make_plan(job: Job, cube: Cube, found: Found) -> Plan:
     edge = core + 2 * halo
     times, rank = cube.shape[:2]
     latent = times * rank * edge**2
-    number, limit = workers_of(job.cluster)
+    workers = workers_of(job.cluster)
+    notes += [workers.note] if workers.note else []
     engine = latent * (SECONDS[job.engine.name] + job.output.draws * SECONDS_DRAW)
     total_looks = sum(int(v.sum()) for v in looks.values())
     read = sum(float(v.sum()) * window_bytes(sensor(n), edge * cube.grid.resolution) / 2 for n, v in looks.items())
     layout = layout_of(job, cube)
     return Plan(
         job=job, cube=cube, halo=halo, found=found, tiles=count, looks=looks, read_bytes=read,
-        peak_bytes=peak_bytes(job, cube, core, halo, {n: float(v.max(initial=0)) for n, v in looks.items()}),
-        limit_bytes=limit, workers=number,
-        seconds=(count * engine + total_looks * SECONDS_LOOK) / (number * job.cluster.threads),
+        peak_bytes=peak_bytes(job, cube, core, halo, {n: float(v.max(initial=0)) for n, v in looks.items()}, workers.threads),
+        workers=workers, seconds=(count * engine + total_looks * SECONDS_LOOK) / (workers.number * workers.threads),
         output_bytes=layout.bytes() * COMPRESSION, notes=notes,
     )
 

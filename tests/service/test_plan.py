@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import shapely
 import shapely.geometry
+from distributed import LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion.cube.grid import Grid
 from fusion.errors import JobError
+from fusion.service import cluster
 from fusion.service import run as running
 from fusion.service.catalog import find
 from fusion.service.plan import Coverage, calendar_of_looks, halo_of, make_plan, tile_at
@@ -105,3 +108,38 @@ def test_absurdly_many_tiles_are_refused(catalog: Path) -> None:
     big = type(cube)(job.grid(), cube.calendar, cube.basis)
     with pytest.raises(JobError, match="tiles"):
         make_plan(job, big, found)
+
+
+def test_the_plan_asks_the_scheduler_for_its_workers(catalog: Path, tmp_path: Path, workers: LocalCluster) -> None:
+    address = workers.scheduler_address
+    made = running.plan(small_job(catalog, tmp_path / "c.zarr", cluster={"scheduler": address}))
+    assert (made.workers.number, made.workers.threads, made.workers.memory) == (2, 1, 2 * 2**30)
+    assert not [note for note in made.notes if "scheduler" in note]
+    huge = {"tiles": {"core": 1024}, "output": {"store": "c.zarr", "draws": 100}}
+    too_large = running.plan(small_job(catalog, tmp_path / "c.zarr", **huge, cluster={"scheduler": address}))
+    with pytest.raises(JobError, match=r"which has 2\.00 GiB"):
+        too_large.require()
+    stated = running.plan(small_job(catalog, tmp_path / "c.zarr", cluster={"scheduler": address, "memory": "64GiB", "workers": 9}))
+    assert (stated.workers.number, stated.workers.memory) == (9, 64 * 2**30)
+
+
+def test_memory_that_nobody_knows_refuses_nothing_and_is_said(
+    catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "CONNECT", "1s")
+    huge = {"tiles": {"core": 1024}, "output": {"store": "c.zarr", "draws": 100}}
+    made = running.plan(small_job(catalog, tmp_path / "c.zarr", **huge, cluster={"scheduler": "tcp://127.0.0.1:9"}))
+    made.require()
+    assert made.numbers()["limit_bytes"] is None
+    assert "limit not known" in dict(made.rows())["peak memory per worker"]
+    assert any("no Dask scheduler answers" in note for note in made.notes)
+    quiet = {"dashboard_address": None, "silence_logs": logging.CRITICAL}
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, memory_limit=0, **quiet) as unlimited:
+        made = running.plan(small_job(catalog, tmp_path / "c.zarr", **huge, cluster={"scheduler": unlimited.scheduler_address}))
+        assert made.workers.threads == 2
+        made.require()
+        assert any("no memory limit" in note for note in made.notes)
+    with LocalCluster(n_workers=0, **quiet) as empty:
+        made = running.plan(small_job(catalog, tmp_path / "c.zarr", **huge, cluster={"scheduler": empty.scheduler_address}))
+        made.require()
+        assert any("no worker yet" in note for note in made.notes)
