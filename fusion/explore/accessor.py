@@ -13,26 +13,17 @@ import shapely
 import xarray as xr
 from numpy.typing import NDArray
 from odc.geo.geom import Geometry
-from scipy.ndimage import uniform_filter
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr
 
 from fusion.cube.cube import Cube
 from fusion.cube.spectrum import DROPPED, Response
 from fusion.errors import JobError, StoreError
+from fusion.explore import export, moments
+from fusion.explore.indices import expectation, formula_of
+from fusion.explore.regrid import regrid
 from fusion.observe.scene import Scene
 from fusion.observe.sensor import Sensor
 from fusion.observe.sensor import sensor as sensor_of
-
-DARKEST = 1e-4
-"""reflectance: draws below it are raised to it before an index is computed; a ratio of values that may cross 0 has no mean"""
-POOL = 5
-"""pixels: the correlation between components is estimated from the stored draws pooled over POOL x POOL neighbours"""
-
-STANDARD = {
-    "A": "coastal", "B": "blue", "G": "green", "R": "red", "N": "nir08", "S1": "swir16", "S2": "swir22",
-    "RE1": "rededge1", "RE2": "rededge2", "RE3": "rededge3", "N2": "nir08",
-}  # fmt: skip
-"""the band letters of the Awesome Spectral Indices catalogue (spyndex) as our band names"""
 
 
 def open_cube(url: str, *, storage_options: dict[str, Any] | None = None) -> xr.Dataset:
@@ -52,27 +43,6 @@ def open_cube(url: str, *, storage_options: dict[str, Any] | None = None) -> xr.
     if "fusion" not in dataset.attrs:
         raise StoreError(f"{url} is a Zarr store but not a fused cube: it has no `fusion` attributes")
     return dataset.assign_attrs(url=str(url))
-
-
-def _smooth_ratio(of: NDArray[np.floating], to: NDArray[np.floating]) -> NDArray[np.floating]:
-    """of / to, each summed over POOL x POOL neighbours of the last two axes; 1 where `to` is 0."""
-    size = (*(1,) * (of.ndim - 2), POOL, POOL)
-    top, bottom = (uniform_filter(np.asarray(a, np.float32), size, mode="nearest") for a in (of, to))
-    return np.where(bottom > 0, np.maximum(top, 0) / np.where(bottom > 0, bottom, 1), 1.0).astype(np.float32)
-
-
-def _pooled(independent: xr.DataArray, deviation: xr.DataArray | None) -> xr.DataArray:
-    """Variance of independent components times the ratio that the draws give, pooled over neighbours; as it is without draws."""
-    if deviation is None:
-        return independent
-    sampled = (deviation**2).mean("draw").transpose(*independent.dims)
-    if not {"y", "x"} <= set(independent.dims):
-        return independent * xr.where(independent > 0, sampled / independent, 1.0)
-    ratio = xr.apply_ufunc(
-        _smooth_ratio, sampled, independent, dask="parallelized", output_dtypes=[np.float32], input_core_dims=[["y", "x"]] * 2,
-        output_core_dims=[["y", "x"]], dask_gufunc_kwargs={"allow_rechunk": True},
-    )
-    return independent * ratio
 
 
 @xr.register_dataset_accessor("fusion")
@@ -113,10 +83,12 @@ class FusionAccessor:
             out["draws"] = (out["mean"] + deviation).transpose("draw", ...)
         variance = self._exact(h)
         if variance is None:
-            variance = _pooled(xr.dot(h**2, z["sd"] ** 2, dim="component"), deviation)
+            variance = moments.pooled(xr.dot(h**2, z["sd"] ** 2, dim="component"), deviation)
         out["sd"] = ((variance + floor) ** 0.5).transpose(*out["mean"].dims)
         for name in out.data_vars:
             out[name].attrs = {"units": "1", "long_name": f"surface reflectance, posterior {name}"}
+        out = out.assign_coords(basis_sd=floor**0.5)
+        out["basis_sd"].attrs = {"units": "1", "long_name": "part of sd that the spectral basis cannot express; not in draws"}
         return out.assign_attrs(self._georeference())
 
     def _exact(self, h: xr.DataArray) -> xr.DataArray | None:
@@ -222,73 +194,94 @@ class FusionAccessor:
         if "draws" not in self._data:
             raise StoreError("the uncertainty of an average needs posterior draws and this store has none: run with draws >= 8")
         bands = self.bands(sensor)[["mean", "draws"]].where(inside).mean(("y", "x"))
-        out = xr.Dataset({"mean": bands["mean"], "sd": bands["draws"].std("draw", ddof=1), "draws": bands["draws"]})
+        spread = (bands["draws"].var("draw", ddof=1) + bands["basis_sd"] ** 2) ** 0.5  # a material's own error is not averaged away
+        out = xr.Dataset({"mean": bands["mean"], "sd": spread, "draws": bands["draws"]})
         return out.assign_attrs(pixels=int(inside.sum()), sensor=sensor)
 
     # ---- nonlinear functionals: expectation over draws ------------------------------------------------------------------------
 
-    def expect(self, f: Callable[[xr.Dataset], xr.DataArray], sensor: str = "landsat-8") -> xr.Dataset:
+    def expect(
+        self, f: Callable[[xr.Dataset], xr.DataArray], sensor: str = "landsat-8", bands: Sequence[str] | None = None
+    ) -> xr.Dataset:
         """E[f(bands)] over the posterior, with the plug-in f(E[bands]) beside it (their difference is the Jensen gap).
 
-        f takes a Dataset with one variable per band name of `sensor` and returns a DataArray. Reflectance is not negative:
-        draws are clipped at DARKEST, which keeps ratios over dark water finite.
-        Returns mean, sd, plug_in and draws.
+        f takes a Dataset with one variable per band name of `sensor` (or of `bands` alone) and returns a DataArray; see
+        `fusion.explore.indices.expectation` for the equations. Reflectance is not negative: draws are clipped at 1e-4, which keeps
+        ratios over dark water finite. Returns mean, sd, plug_in and draws.
         """
-        bands = self.bands(sensor)
-        if "draws" not in bands:
+        facts = sensor_of(sensor)
+        names = list(bands) if bands is not None else [b.name for b in facts.bands]
+        if not names:
+            raise JobError(f"{sensor} has channels and no named bands: give the sensor whose bands the index is made for")
+        responses = [facts.band(name).response for name in names]
+        estimate = self._responses(responses, names, "band")
+        if "draws" not in estimate:
             raise StoreError("a nonlinear quantity needs posterior draws and this store has none: run the job with draws >= 8")
-        value = f(bands["draws"].clip(min=DARKEST).to_dataset("band"))
-        out = xr.Dataset({"mean": value.mean("draw"), "sd": value.std("draw", ddof=1), "draws": value})
-        out["plug_in"] = f(bands["mean"].clip(min=DARKEST).to_dataset("band"))
-        return out
+        basis = self.cube.basis
+        return expectation(f, estimate, basis.residual(basis.weights(responses)))
 
     def index(self, name: str, sensor: str = "landsat-8") -> xr.Dataset:
         """A spectral index by its catalogue name ("NDVI", "NBR", "MNDWI"...) or as an expression of band names.
 
         Names are looked up in the Awesome Spectral Indices catalogue through spyndex. Returns mean, sd, plug_in and draws.
         """
-        formula, constants = _catalogue(name) if name.isidentifier() else (name, {})
-        bands = {b.name for b in sensor_of(sensor).bands}
+        formula, chosen, constants = formula_of(name, [b.name for b in sensor_of(sensor).bands], sensor)
 
         def f(values: xr.Dataset) -> xr.DataArray:
-            letters = {letter: values[band] for letter, band in STANDARD.items() if band in bands}
-            result = values.assign({**letters, **constants}).eval(f"({formula})")
-            assert isinstance(result, xr.DataArray)  # an expression, not an assignment: it is bracketed
+            letters = {letter: values[band] for letter, band in chosen.items()}
+            try:
+                result = values.assign({**letters, **constants}).eval(f"({formula})")
+            except (ValueError, NameError, TypeError, SyntaxError, AttributeError) as error:
+                raise JobError(f"{name!r} cannot be evaluated: {error}") from error
+            if not isinstance(result, xr.DataArray):
+                raise JobError(f"{name!r} gives {type(result).__name__}, not a value per pixel")
             return result
 
-        return self.expect(f, sensor).assign_attrs(index=name, formula=formula)
+        bands = list(dict.fromkeys(chosen.values()))
+        return self.expect(f, sensor, bands).assign_attrs(index=name, formula=formula, sensor=sensor)
 
     def change(self, t0: Any, t1: Any, index: str = "NDVI", threshold: float = 0.1, sensor: str = "landsat-8") -> xr.Dataset:
         """Posterior of the change of an index between two times: mean, sd, and P(|change| > threshold).
 
-        Draws are joint over time, so errors that both dates share cancel. The probability uses a Gaussian fitted to the draws.
+        Draws are joint over time, so errors that both dates share cancel. The probability uses a Gaussian of that mean and sd.
         """
         two = self._data.sel(time=[np.datetime64(t0), np.datetime64(t1)], method="nearest")
-        draws = two.fusion.index(index, sensor)["draws"]
-        difference = draws.isel(time=1, drop=True) - draws.isel(time=0, drop=True)
-        mean, sd = difference.mean("draw"), difference.std("draw", ddof=1)
-        scale = sd.where(sd > 0, 1e-6)
+        found = two.fusion.index(index, sensor)
+        difference = found["draws"].isel(time=1, drop=True) - found["draws"].isel(time=0, drop=True)
+        mean = difference.mean("draw")
+        each = (found["sd"] ** 2).sum("time", skipna=False).transpose(*mean.dims)
+        sd = moments.pooled(each, difference - mean) ** 0.5
+        scale = sd.where(~(sd <= 0), 1e-6)
         beyond = xr.apply_ufunc(ndtr, -(threshold - mean) / scale, dask="parallelized") + xr.apply_ufunc(
             ndtr, (-threshold - mean) / scale, dask="parallelized"
         )
-        return xr.Dataset({"mean": mean, "sd": sd, "probability": beyond}, attrs={"index": index, "threshold": threshold})
+        days = [str(t)[:10] for t in two.time.values]
+        return xr.Dataset(
+            {"mean": mean, "sd": sd, "probability": beyond, "draws": difference},
+            attrs={"index": index, "threshold": threshold, "from": days[0], "to": days[1]},
+        )
 
-    @staticmethod
-    def interval(estimate: xr.Dataset, level: float = 0.9) -> xr.Dataset:
-        """The central credible interval of a mean and sd under a Gaussian: lower, upper.  level: 0..1."""
-        if not 0 < level < 1:
-            raise JobError(f"asked for a credible level of {level}: give one between 0 and 1, such as 0.9")
-        half = float(ndtri(0.5 + level / 2)) * estimate["sd"]
-        return xr.Dataset({"lower": estimate["mean"] - half, "upper": estimate["mean"] + half})
+    interval = staticmethod(moments.interval)
+    quantiles = staticmethod(moments.quantiles)
+    regrid = staticmethod(regrid)
 
     # ---- pictures and accounts ------------------------------------------------------------------------------------------------
 
     def rgb(self, time: Any, sensor: str = "landsat-8", bands: Sequence[str] = ("red", "green", "blue")) -> xr.DataArray:
-        """A true- or false-colour image (y, x, channel) in 0..1, stretched to 2-98 % with a gamma that opens dark water."""
+        """A true- or false-colour image (y, x, channel) in 0..1, at the latent time nearest to `time`.
+
+            shown = asinh((v - low) / soft) / asinh((high - low) / soft),   low, high: 1 and 99 % of all three bands
+
+        soft is what lies under the darkest quarter of the image: there the stretch is linear and steep, so that dark water keeps
+        its structure; above, it is logarithmic, so that bright ground is not lost. One stretch for all bands keeps the hue.
+        """
         view = self._data.sel(time=np.datetime64(time), method="nearest")
         image = view.fusion.bands(sensor)["mean"].sel(band=list(bands)).transpose("y", "x", "band").compute()
-        low, high = np.nanpercentile(image, [2, 98])
-        return (((image - low) / max(float(high - low), 0.02)).clip(0, 1) ** 0.8).assign_attrs(time=str(view.time.values)[:10])
+        low, quarter, high = (float(v) for v in np.nanpercentile(image, [1, 25, 99]))
+        high = max(high, low + 0.02)
+        soft = float(np.clip(quarter - low, (high - low) / 50, (high - low) / 2))
+        shown = np.arcsinh((image - low).clip(0, high - low) / soft) / np.arcsinh((high - low) / soft)
+        return shown.clip(0, 1).assign_attrs(units="1", long_name="stretched reflectance", time=str(view.time.values)[:10])
 
     def residuals(self, sensor: str) -> xr.Dataset:
         """What a sensor saw minus what the cube says it should have seen, look by look; see `fusion.explore.seen.residuals`."""
@@ -308,23 +301,16 @@ class FusionAccessor:
             raise StoreError("this store keeps no variance decomposition: run the job again with a newer version")
         return self._data["decomposition"]
 
+    # ---- for other tools ------------------------------------------------------------------------------------------------------
 
-def _catalogue(name: str) -> tuple[str, dict[str, float]]:
-    """Formula and default constants of a catalogued index; JobError with the nearest names."""
-    try:
-        import spyndex
-    except ImportError as error:
-        raise JobError(
-            f"index {name!r} by name needs the package spyndex: pip install 'fusion-cube[notebooks]', or write the expression"
-        ) from error
-    if name not in spyndex.indices:
-        from difflib import get_close_matches
+    def to_cog(self, sensor: str, band: str, time: Any, path: Any, **grid: Any) -> Any:
+        """A band at a time as a Cloud-Optimised GeoTIFF; see `fusion.explore.export.to_cog`."""
+        return export.to_cog(self._data, sensor, band, time, path, **grid)
 
-        near = get_close_matches(name, list(spyndex.indices), 3)
-        raise JobError(f"no index is called {name!r}" + (f": did you mean {' or '.join(near)}?" if near else ""))
-    entry = spyndex.indices[name]
-    constants = {b: float(spyndex.constants[b].default) for b in entry.bands if b in spyndex.constants}
-    missing = [b for b in entry.bands if b not in STANDARD and b not in constants]
-    if missing:
-        raise JobError(f"index {name} needs {', '.join(missing)}, which is not a reflectance band: write the expression yourself")
-    return entry.formula, constants
+    def to_netcdf(self, sensor: str, path: Any, bands: list[str] | None = None, **grid: Any) -> Any:
+        """Bands with their standard deviations as CF NetCDF; see `fusion.explore.export.to_netcdf`."""
+        return export.to_netcdf(self._data, sensor, path, bands, **grid)
+
+    def to_stac(self, sensor: str, folder: Any, bands: Any = None, times: Any = None, **grid: Any) -> Any:
+        """Bands and dates as COGs with a static STAC collection; see `fusion.explore.export.to_stac`."""
+        return export.to_stac(self._data, sensor, folder, bands, times, **grid)

@@ -115,11 +115,18 @@ def test_an_index_is_an_expectation_not_a_plug_in(cube: xr.Dataset, truth: dict[
     h = {n: facts.band(n).response.on(basis.wavelengths) for n in ("red", "nir08")}
     rng = np.random.default_rng(5)
     z = truth["mean"] + 0.1 * rng.normal(size=(200_000, K)) @ truth["root"].T
-    red, nir = (h[n] @ basis.mean + z @ (h[n] @ basis.components) for n in ("red", "nir08"))
+    # what the basis cannot express: a covariance over wavelengths, that of the materials, beside the field's
+    own = np.sqrt(np.maximum(basis.residual_var - (basis.correlated**2).sum(1), 0))
+    rest = rng.normal(size=(len(z), basis.correlated.shape[1])) @ basis.correlated.T + rng.normal(size=(len(z), own.size)) * own
+    red, nir = (h[n] @ basis.mean + z @ (h[n] @ basis.components) + rest @ h[n] for n in ("red", "nir08"))
     ndvi = (nir - red) / (nir + red)
     found = cube.fusion.index("NDVI").compute()
-    assert float(found["mean"].mean()) == pytest.approx(ndvi.mean(), abs=4 * ndvi.std() / np.sqrt(S * found["mean"].size))
-    assert float(found["sd"].mean()) == pytest.approx(ndvi.std(), rel=0.03)
+    assert float(found["mean"].mean()) == pytest.approx(ndvi.mean(), abs=0.004)
+    assert abs(float(found["plug_in"].mean()) - ndvi.mean()) > 3 * abs(float(found["mean"].mean()) - ndvi.mean())
+    assert float(found["sd"].mean()) == pytest.approx(ndvi.std(), rel=0.05)
+    assert float(found["sd"].std() / found["sd"].mean()) < 0.06  # pooled: draws alone would scatter by 9 % and more
+    quantiles = cube.fusion.quantiles(found.isel(time=0), [0.05, 0.5, 0.95]).mean(("y", "x"))
+    np.testing.assert_allclose(quantiles, np.quantile(ndvi, [0.05, 0.5, 0.95]), atol=0.15 * ndvi.std())
     same = cube.fusion.index("(nir08 - red) / (nir08 + red)").compute()
     np.testing.assert_allclose(same["mean"], found["mean"], rtol=1e-5)
     with pytest.raises(JobError, match="NDVI"):
@@ -189,8 +196,13 @@ def test_the_sd_of_an_area_is_that_of_the_average(cube: xr.Dataset, truth: dict[
     np.testing.assert_allclose(found["mean"].sel(band="nir08"), one["mean"][:, :10, :10].mean(("y", "x")), rtol=1e-5)
     # independent pixels: the sd of the mean of 100 is a tenth of one pixel's; 64 draws scatter it by 9 %
     basis = cube.fusion.cube.basis
-    h = sensor("landsat-8").band("nir08").response.on(basis.wavelengths) @ basis.components
-    assert float(found["sd"].sel(band="nir08").mean()) == pytest.approx(np.sqrt(h @ truth["cov"] @ h) / 10, rel=0.25)
+    weights = sensor("landsat-8").band("nir08").response.on(basis.wavelengths)
+    h = weights @ basis.components
+    own = np.maximum(basis.residual_var - (basis.correlated**2).sum(1), 0)
+    floor = ((weights @ basis.correlated) ** 2).sum() + weights**2 @ own  # of the material, so it does not average away
+    inside = np.sqrt(found["sd"].sel(band="nir08").mean() ** 2 - floor)
+    assert float(inside) == pytest.approx(np.sqrt(h @ truth["cov"] @ h) / 10, rel=0.25)
+    assert float(found["draws"].sel(band="nir08").std("draw").mean()) == pytest.approx(np.sqrt(h @ truth["cov"] @ h) / 10, rel=0.25)
     same = cube.fusion.area(dict(box.__geo_interface__), crs=str(grid.crs)).compute()
     np.testing.assert_array_equal(same["sd"], found["sd"])
     with pytest.raises(JobError, match="no pixel centre"):
