@@ -19,7 +19,7 @@ from fusion.cube.cube import Cube
 from fusion.cube.spectrum import DROPPED, Response
 from fusion.errors import JobError, StoreError
 from fusion.explore import export, moments
-from fusion.explore.indices import expectation, formula_of
+from fusion.explore.indices import expectation, index_of
 from fusion.explore.regrid import regrid
 from fusion.observe.scene import Scene
 from fusion.observe.sensor import Sensor
@@ -225,20 +225,8 @@ class FusionAccessor:
 
         Names are looked up in the Awesome Spectral Indices catalogue through spyndex. Returns mean, sd, plug_in and draws.
         """
-        formula, chosen, constants = formula_of(name, [b.name for b in sensor_of(sensor).bands], sensor)
-
-        def f(values: xr.Dataset) -> xr.DataArray:
-            letters = {letter: values[band] for letter, band in chosen.items()}
-            try:
-                result = values.assign({**letters, **constants}).eval(f"({formula})")
-            except (ValueError, NameError, TypeError, SyntaxError, AttributeError) as error:
-                raise JobError(f"{name!r} cannot be evaluated: {error}") from error
-            if not isinstance(result, xr.DataArray):
-                raise JobError(f"{name!r} gives {type(result).__name__}, not a value per pixel")
-            return result
-
-        bands = list(dict.fromkeys(chosen.values()))
-        return self.expect(f, sensor, bands).assign_attrs(index=name, formula=formula, sensor=sensor)
+        wanted = index_of(name, [b.name for b in sensor_of(sensor).bands], sensor)
+        return self.expect(wanted, sensor, wanted.bands).assign_attrs(index=name, formula=wanted.formula, sensor=sensor)
 
     def change(self, t0: Any, t1: Any, index: str = "NDVI", threshold: float = 0.1, sensor: str = "landsat-8") -> xr.Dataset:
         """Posterior of the change of an index between two times: mean, sd, and P(|change| > threshold).

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -28,54 +29,81 @@ ROLES = {
 """the band letters of the Awesome Spectral Indices catalogue (spyndex), and the names that our sensors may have for them"""
 
 
-def expectation(
-    f: Callable[[xr.Dataset], xr.DataArray], bands: xr.Dataset, residual: NDArray[np.float64]
-) -> xr.Dataset:
+def expectation(f: Callable[[xr.Dataset], xr.DataArray], bands: xr.Dataset, residual: NDArray[np.float64]) -> xr.Dataset:
     """E[f(bands)] with its sd, draws, and the plug-in f(E[bands]).
 
-        mean = mean_s f(b_s) + sum_k (f(m + l_k) + f(m - l_k) - 2 f(m)) / 2
-        var  = V r + sum_k (f(m + l_k) - f(m - l_k))^2 / 4,     V = sum_b g_b^2 (sd_b^2 - R_bb)
+        draws = f(b_s + e_s),   mean = mean_s draws,   var = V r,   V = sum_b g_b^2 sd_b^2
 
-    b_s: draws of the bands; m: their mean; g: gradient of f at m by central differences; r: what the draws' variance of f is to V,
-    pooled over neighbours (it holds the covariance between bands and the curvature of f). R, with columns l_k of its root: the
-    covariance of what the spectral basis cannot express, which the draws leave out; its share is taken by sigma points. Where f is
-    flat or a step, the draws' own variance stands for V r.
+    b_s: draws of the bands; e_s ~ N(0, residual): what the spectral basis cannot express, one error per draw for all pixels and
+    dates, as it belongs to materials; g: gradient of f at E[bands] by central differences; r: what the draws' variance of f is to V,
+    pooled over neighbours (it holds the covariance between bands and the curvature of f). Where f is flat or a step, the draws'
+    own variance stands for V r.
 
-    bands: mean, sd, draws over (band, ...); residual: R (B, B).
+    bands: mean, sd, draws over (band, ...); residual: (B, B).
     """
     names = [str(b) for b in bands.band.values]
-    value = f(bands["draws"].clip(min=DARKEST).to_dataset("band"))
+    errors = xr.DataArray(
+        balanced(bands.sizes["draw"], residual).astype(np.float32), dims=("draw", "band"),
+        coords={"draw": bands["draws"].draw, "band": names},
+    )  # fmt: skip
+    value = f((bands["draws"] + errors).clip(min=DARKEST).to_dataset("band"))
     middle = bands["mean"].clip(min=DARKEST).to_dataset("band")
     plug_in = f(middle)
-
-    def ends(steps: dict[str, xr.DataArray | float]) -> tuple[xr.DataArray, xr.DataArray]:
-        up, down = (
-            f(middle.assign({n: (middle[n] + sign * step).clip(min=DARKEST) for n, step in steps.items()})) for sign in (1, -1)
-        )
-        return up, down
-
     linear: Any = 0.0
-    for number, name in enumerate(names):
-        step = STEP * bands["sd"].sel(band=name, drop=True)
-        width = 2 * step - (DARKEST + step - middle[name]).clip(min=0)  # the lower end stops at DARKEST
-        up, down = ends({name: step})
-        slope = xr.where(width > 0, (up - down) / width.where(width > 0, 1), 0.0)
-        linear = linear + slope**2 * ((step / STEP) ** 2 - float(residual[number, number])).clip(min=0)
+    for name in names:
+        sd = bands["sd"].sel(band=name, drop=True)
+        top, bottom = ((middle[name] + sign * STEP * sd).clip(min=DARKEST) for sign in (1, -1))
+        rise = f(middle.assign({name: top})) - f(middle.assign({name: bottom}))
+        linear = linear + (xr.where(top > bottom, rise / (top - bottom).where(top > bottom, 1), 0.0) * sd) ** 2
     linear = linear.transpose(*plug_in.dims)
-    values, vectors = np.linalg.eigh(residual)
-    shift, beyond = xr.zeros_like(plug_in), xr.zeros_like(plug_in)
-    for column in (vectors * np.sqrt(values.clip(min=0))).T:
-        up, down = ends(dict(zip(names, column.tolist(), strict=True)))
-        shift, beyond = shift + (up + down - 2 * plug_in) / 2, beyond + (up - down) ** 2 / 4
     deviation = value - value.mean("draw")
     sampled = (deviation**2).mean("draw").transpose(*linear.dims)
-    variance = xr.where(linear > FLAT * sampled, pooled(linear, deviation), sampled) + beyond
-    mean = value.mean("draw").transpose(*linear.dims) + shift
+    variance = xr.where(linear > FLAT * sampled, pooled(linear, deviation), sampled)
+    mean = value.mean("draw").transpose(*linear.dims)
     return xr.Dataset({"mean": mean, "sd": variance**0.5, "draws": value, "plug_in": plug_in})
 
 
-def formula_of(name: str, bands: Sequence[str], sensor: str) -> tuple[str, dict[str, str], dict[str, float]]:
-    """An index as (formula, letter -> band name, constants): by its catalogue name, or the expression itself.
+def balanced(count: int, covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(count, B) draws of N(0, covariance) in antithetic pairs, orthogonalised so that their variances are exact, always the same."""
+    half, size = max(1, count // 2), len(covariance)
+    values, vectors = np.linalg.eigh(covariance)
+    white = np.random.default_rng(20240501).normal(size=(half, size))
+    if half >= size:
+        white = np.linalg.qr(white)[0] * np.sqrt(half)
+    drawn = white @ (vectors * np.sqrt(values.clip(min=0))).T
+    drawn *= np.sqrt(np.diag(covariance) / (drawn**2).mean(0).clip(min=1e-30))
+    return np.concatenate([drawn, -drawn, np.zeros((count - 2 * half, size))])[:count]
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index of a sensor's bands; calling it evaluates it on a Dataset with one variable per band."""
+
+    name: str
+    formula: str
+    letters: Mapping[str, str]
+    """name in the formula -> name of the band"""
+    constants: Mapping[str, float]
+
+    @property
+    def bands(self) -> list[str]:
+        """The bands that it needs."""
+        return list(dict.fromkeys(self.letters.values()))
+
+    def __call__(self, values: xr.Dataset) -> xr.DataArray:
+        """The index per pixel; JobError if the formula cannot be evaluated."""
+        known = {letter: values[band] for letter, band in self.letters.items()}
+        try:
+            result = values.assign({**known, **self.constants}).eval(f"({self.formula})")
+        except (ValueError, NameError, TypeError, SyntaxError, AttributeError) as error:
+            raise JobError(f"{self.name!r} cannot be evaluated: {error}") from error
+        if not isinstance(result, xr.DataArray):
+            raise JobError(f"{self.name!r} gives {type(result).__name__}, not a value per pixel")
+        return result
+
+
+def index_of(name: str, bands: Sequence[str], sensor: str) -> Index:
+    """An index by its catalogue name, or the expression itself, of the bands of a sensor.
 
     Raises JobError for a name that is not in the catalogue, for bands that the sensor lacks, and for what is no expression.
     """
@@ -94,7 +122,7 @@ def formula_of(name: str, bands: Sequence[str], sensor: str) -> tuple[str, dict[
         )
     if not chosen:
         raise JobError(f"{name!r} names no band: {sensor} has {', '.join(bands)}")
-    return formula, chosen, constants
+    return Index(name, formula, chosen, constants)
 
 
 def _catalogue(name: str) -> tuple[str, dict[str, float]]:
@@ -109,8 +137,11 @@ def _catalogue(name: str) -> tuple[str, dict[str, float]]:
         near = get_close_matches(name, list(spyndex.indices), 3)
         raise JobError(f"no index is called {name!r}" + (f": did you mean {' or '.join(near)}?" if near else ""))
     entry = spyndex.indices[name]
-    constants = {b: float(spyndex.constants[b].default) for b in entry.bands if b in spyndex.constants}
-    missing = [b for b in entry.bands if b not in ROLES and b not in constants]
-    if missing:
-        raise JobError(f"index {name} needs {', '.join(missing)}, which is not a reflectance band: write the expression yourself")
+    defaults = {b: spyndex.constants[b].default for b in entry.bands if b in spyndex.constants}
+    constants = {b: float(value) for b, value in defaults.items() if value is not None}
+    if missing := [b for b in entry.bands if b not in ROLES and b not in constants]:
+        raise JobError(
+            f"index {name} needs {', '.join(missing)}, neither a reflectance band nor a constant with a default: "
+            f"write the expression yourself ({entry.formula})"
+        )
     return entry.formula, constants

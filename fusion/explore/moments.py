@@ -58,7 +58,7 @@ def quantiles(estimate: xr.Dataset, q: Sequence[float] | float) -> xr.DataArray:
         raise JobError(f"asked for quantiles {q}: give numbers between 0 and 1, such as (0.05, 0.5, 0.95)")
     axis = xr.DataArray(levels, dims="quantile", coords={"quantile": levels})
     if "plug_in" not in estimate or "draws" not in estimate:
-        return estimate["mean"] + estimate["sd"] * axis.copy(data=ndtri(levels))
+        return (estimate["mean"] + estimate["sd"] * axis.copy(data=ndtri(levels))).transpose("quantile", ...)
     deviation = estimate["draws"] - estimate["draws"].mean("draw")
     white = deviation / (deviation**2).mean("draw") ** 0.5
     over = ["draw"]

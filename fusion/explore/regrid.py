@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import odc.geo.xr
 import xarray as xr
+from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from fusion.cube.grid import Grid
@@ -76,7 +78,7 @@ def _in_space(parts: xr.Dataset, like: Any, crs: Any, resolution: float | None) 
 
 def _target(source: GeoBox, like: Any, crs: Any, resolution: float | None) -> GeoBox:
     if like is not None:
-        box = like.geobox if isinstance(like, Grid) else like if isinstance(like, GeoBox) else getattr(like, "odc", like).geobox
+        box = like.geobox if isinstance(like, Grid) else like if isinstance(like, GeoBox) else getattr(getattr(like, "odc", None), "geobox", None)
         if not isinstance(box, GeoBox):
             raise JobError(f"cannot read a grid from {type(like).__name__}: give a fusion Grid, a GeoBox or an array with a CRS")
         return box
@@ -85,7 +87,9 @@ def _target(source: GeoBox, like: Any, crs: Any, resolution: float | None) -> Ge
     try:
         if crs is None:
             assert resolution is not None
-            return GeoBox.from_bbox(source.boundingbox, source.crs, resolution=resolution)
+            edges = source.boundingbox
+            shape = [math.ceil(round(span / resolution, 6)) for span in (edges.span_y, edges.span_x)]
+            return GeoBox(shape, Affine(resolution, 0, edges.left, 0, -resolution, edges.top), source.crs)
         return source.to_crs(crs, resolution=resolution if resolution is not None else "auto")
     except (ValueError, RuntimeError) as error:
         raise JobError(f"no grid can be made in {crs!r} at {resolution}: {error}") from error
