@@ -46,11 +46,12 @@ def find(job: Job) -> Found:
     """Searches for every sensor of a job; a source that fails is noted, the rest goes on; JobError if nothing at all is found."""
     items: dict[str, list[Item]] = {}
     notes: list[str] = []
+    area = outline(job)
     for source in job.sensors:
         found: dict[str, Item] = {}
         try:
             for document, origin in documents(job, source, sensor(source.name)):
-                _take(document, origin, job, source, found, notes)
+                _take(document, origin, (job, area), source, found, notes)
         except BROKEN as error:
             notes.append(f"{source.name}: the search ended early after {len(found)} scenes: {_short(error)}")
         items[source.name] = thinned(sorted(found.values(), key=lambda i: (interval(i), i["id"])))
@@ -89,7 +90,9 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _take(document: Any, origin: Origin, job: Job, source: Source, found: dict[str, Item], notes: list[str]) -> None:
+def _take(
+    document: Any, origin: Origin, wanted: tuple[Job, Any], source: Source, found: dict[str, Item], notes: list[str]
+) -> None:
     """Adds one document to the scenes found if it is admitted and matches."""
     if isinstance(document, Trouble):
         notes.append(f"{source.name} {document.name}: {document.reason}")
@@ -97,7 +100,7 @@ def _take(document: Any, origin: Origin, job: Job, source: Source, found: dict[s
     name = str(document.get("id"))[:80] if isinstance(document, Mapping) else "?"
     try:
         item, dropped = admit(document, origin)
-        if matches(item, source.query) and reaches(item, job):
+        if matches(item, source.query) and reaches(item, *wanted):
             if len(found) >= source.max_items:
                 raise JobError(f"more than max_items = {source.max_items} scenes match: narrow the search or raise it")
             found.setdefault(item["id"], item)
@@ -106,10 +109,10 @@ def _take(document: Any, origin: Origin, job: Job, source: Source, found: dict[s
         notes.append(f"{source.name} {name}: refused: {reason}")
 
 
-def reaches(item: Item, job: Job) -> bool:
-    """Whether an item may touch the job's area and period."""
+def reaches(item: Item, job: Job, area: Any) -> bool:
+    """Whether an item may touch the job's period and area (its outline, made once: it costs more than everything here)."""
     first, last = interval(item)
     start, end = instant_of(job.period.start), instant_of(job.period.end)
     if last < start - PAD or first > end + PAD:
         return False
-    return bool(shapely.intersects(shapely.geometry.shape(item["geometry"]), outline(job)))
+    return bool(shapely.intersects(shapely.geometry.shape(item["geometry"]), area))

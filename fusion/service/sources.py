@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -21,7 +20,6 @@ from pystac_client.stac_api_io import StacApiIO
 from urllib3.util import Retry
 
 from fusion.cube.calendar import DAY, instant_of
-from fusion.cube.grid import Grid
 from fusion.errors import JobError
 from fusion.observe.sensor import Sensor, sensor
 from fusion.service.job import Job, Source
@@ -38,12 +36,7 @@ TIMEOUT = (10.0, 60.0)
 
 def outline(job: Job) -> Any:
     """The job's area in longitude and latitude, as a shapely polygon."""
-    return _outline(json.dumps(job.grid().to_attrs()))
-
-
-@lru_cache(maxsize=4)
-def _outline(grid: str) -> Any:
-    return Grid.from_attrs(json.loads(grid)).lonlat.geom
+    return job.grid().lonlat.geom
 
 
 COMPARE = {

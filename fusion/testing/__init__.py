@@ -17,9 +17,10 @@ from rich.table import Table
 
 from fusion.cube.grid import Grid
 from fusion.observe.sensor import Sensor, sensor
+from fusion.testing.api import stac_api
 from fusion.testing.laws import Broken, default_window, every_law, example_scene, native_of
 
-__all__ = ["Check", "check_sensor", "default_window", "example_scene", "native_of", "table"]
+__all__ = ["Check", "check_sensor", "default_window", "example_scene", "native_of", "stac_api", "table"]
 
 
 @dataclass(frozen=True)
