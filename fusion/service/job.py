@@ -18,6 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from odc.geo import CRS
 from odc.geo.geom import Geometry
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -90,6 +91,7 @@ class Period(Record):
     start: Moment
     end: Moment
     step_days: float = Field(default=8.0, gt=0, description="days between latent times")
+    times: tuple[Moment, ...] | None = Field(default=None, min_length=1, description="these latent times instead of a regular step")
 
 
 class FileEntry(Record):
@@ -221,7 +223,8 @@ class Job(Record):
     def fingerprint(self) -> str:
         """SHA-256 over what decides the cube's values; equal jobs have equal fingerprints on every machine."""
         document = self.document()
-        values = {k: document[k] for k in ("period", "sensors", "spectrum", "engine", "tiles")}
+        values = {k: document[k] for k in ("sensors", "spectrum", "engine", "tiles")}
+        values["period"] = {k: v for k, v in document["period"].items() if v is not None}
         values |= {"grid": self.grid().to_attrs(), "times": self.calendar().to_attrs(), "draws": self.output.draws}
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -241,6 +244,12 @@ class Job(Record):
     def calendar(self) -> Calendar:
         """The latent times."""
         start, end = instant_of(self.period.start), instant_of(self.period.end)
+        if self.period.times is not None:
+            times = np.array([instant_of(t) for t in self.period.times])
+            if times.size > MAX_TIMES or times.min() < start or times.max() > end:
+                raise JobError(f"period.times: {times.size} times from {times.min()} to {times.max()}, asked for at most {MAX_TIMES} "
+                               f"inside the period {start} to {end}: correct them, or widen the period")
+            return Calendar(times)
         count = float((end - start).astype("int64")) / 86.4e9 / self.period.step_days
         if count > MAX_TIMES:
             raise JobError(f"period and step ask for {count:.0f} latent times, at most {MAX_TIMES} fit: choose a longer step")

@@ -155,11 +155,11 @@ class Plan:
 
     def rows(self) -> list[tuple[str, str]]:
         """What a reader wants to see, as (name, text)."""
-        grid, times = self.cube.grid, self.cube.calendar.times
+        grid, times, period = self.cube.grid, self.cube.calendar.times, self.job.period
         day = np.datetime_as_string(times[[0, -1]], "D")
         rows = [
             ("area", f"{grid.shape[1]} x {grid.shape[0]} px of {grid.resolution:g} m in {grid.crs}"),
-            ("times", f"{times.size} from {day[0]} to {day[1]}, every {self.job.period.step_days:g} days"),
+            ("times", f"{times.size} from {day[0]} to {day[1]}" + ("" if period.times else f", every {period.step_days:g} days")),
             ("components", str(self.cube.basis.rank)),
             ("tiles", f"{self.tiles} of {self.job.tiles.core} px with a halo of {self.halo} px"),
         ]

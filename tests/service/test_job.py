@@ -70,12 +70,24 @@ def test_wrong_keys_and_values_are_explained(change: dict, said: str) -> None:
     ({"target": {"crs": "EPSG:4326"}}, "geographic"), ({"target": {"resolution": 1e-4}}, "pixels"),
     ({"period": {"start": "2024-05-01", "end": "2024-04-01"}}, "ends"), ({"period": {"start": "no", "end": "2024"}}, "instant"),
     ({"period": {"start": "1985-01-01", "end": "2024-01-01", "step_days": 1e-3}}, "latent times"),
+    ({"period": {"start": "2024-05-01", "end": "2024-06-01", "times": ["2024-05-02", "2024-07-02"]}}, "inside the period"),
+    ({"period": {"start": "2024-05-01", "end": "2024-06-01", "times": ["2024-05-03", "2024-05-02"]}}, "increase"),
     ({"area": {"geojson": "/nowhere.geojson"}}, "geojson"), ({"output": {"store": "s3://key:secret@b/c"}}, "output.store"),
 ])
 def test_impossible_jobs_are_refused_before_anything_is_allocated(change: dict, said: str) -> None:
     with pytest.raises(FusionError) as told:
         check(Job.of(document(**change)))
     assert said in str(told.value)
+
+
+def test_latent_times_of_ones_own() -> None:
+    regular = Job.of(document())
+    period = {"start": "2024-05-01", "end": "2024-06-01", "times": ["2024-05-02", "2024-05-05T12:00:00Z", "2024-06-01"]}
+    own = Job.of(document(period=period))
+    assert [str(t)[:16] for t in own.calendar().times] == ["2024-05-02T00:00", "2024-05-05T12:00", "2024-06-01T00:00"]
+    assert own.fingerprint != Job.of(document(period={**period, "times": period["times"][:2]})).fingerprint
+    assert Job.of(own.document()) == own
+    assert Job.of(regular.document()).fingerprint == regular.fingerprint
 
 
 def test_geojson_in_another_crs(tmp_path: Path) -> None:
