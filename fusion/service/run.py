@@ -180,7 +180,8 @@ class _Drive:
     flying: dict[Future, tuple[Index, float]] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     unwritten: int = 0
-    width: int = 4
+    threads: int = -1
+    """of all workers; -1 = not looked yet"""
     looked: float = -1e9
     name: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
@@ -215,8 +216,10 @@ class _Drive:
         """Tasks in flight: a few per thread that there is now (workers come and go); looked up every few seconds."""
         if time.monotonic() - self.looked > 5:
             self.looked = time.monotonic()
-            self.width = max(4, IN_FLIGHT * sum(self.client.nthreads().values()))
-        return self.width
+            before, self.threads = self.threads, sum(self.client.nthreads().values())
+            if self.threads == 0 and before != 0:
+                log.warning("the scheduler has no workers: waiting until some join")
+        return max(4, IN_FLIGHT * self.threads)
 
     def _submit(self, index: Index, attempt: int = 0) -> None:
         future = self.client.submit(
@@ -284,8 +287,7 @@ class _Drive:
 
     def _second_start(self) -> None:
         """When only stragglers are left and a worker is free, the oldest ones are started again elsewhere."""
-        threads = self.width / IN_FLIGHT
-        if len(self.seconds) < 4 or len(self.flying) >= threads:
+        if len(self.seconds) < 4 or len(self.flying) >= self.threads:
             return
         limit = max(60.0, STRAGGLER * statistics.median(self.seconds))
         for index, started in list(self.flying.values()):

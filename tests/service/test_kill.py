@@ -119,9 +119,12 @@ def own_cluster(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     worker = None
     try:
         wait_for(lambda: file.exists() and file.stat().st_size > 0)
-        alone = ("--nthreads", "1", "--no-dashboard", "--death-timeout", "20")
+        alone = ("--nthreads", "1", "--no-dashboard", "--death-timeout", "60")
         worker = processes("-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), *alone)
-        yield scheduler, json.loads(file.read_text())["address"]
+        address = json.loads(file.read_text())["address"]
+        with Client(address, set_as_default=False) as seen:
+            seen.wait_for_workers(1, timeout=60)
+        yield scheduler, address
     finally:
         for process in (worker, scheduler):
             if process is not None:
