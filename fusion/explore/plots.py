@@ -14,34 +14,46 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pyproj import Transformer
-from scipy.special import ndtr, ndtri
 
-from fusion.cube.calendar import centre_of
 from fusion.cube.grid import Grid
-from fusion.errors import JobError
+from fusion.cube.spectrum import DROPPED
+from fusion.explore import tables
 from fusion.observe.scene import Scene
-from fusion.observe.sensor import sensor as sensor_of
 
 MEAN, SPREAD = "viridis", "magma"
 """perceptually uniform and safe for colour-blind readers"""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 """Okabe and Ito's colour-blind safe palette (Color Universal Design, 2008)"""
+STATUS = {
+    "OK": "#009E73", "NO_DATA": "#BDBDBD", "NOT_CONVERGED": "#E69F00", "MISFIT": "#D55E00", "BAD_SAMPLES": "#CC79A7",
+    "READ_FAILED": "#56B4E9", "FAILED": "#000000", "PENDING": "#F5F5F5",
+}  # fmt: skip
+"""colour of a tile's status, of the same palette"""
 DIVERGING = "RdBu_r"
 """for what may be too high or too low; safe for colour-blind readers"""
+
+
+def _extent(field: xr.Dataset | xr.DataArray) -> tuple[float, float, float, float]:
+    """Outer pixel edges: left, right, bottom, top (metres)."""
+    half = abs(float(field.x[1] - field.x[0])) / 2 if field.sizes["x"] > 1 else 0.5
+    return float(field.x[0]) - half, float(field.x[-1]) + half, float(field.y[-1]) - half, float(field.y[0]) + half
+
+
+def _ground(ax: Axes, ticks: int = 5) -> None:
+    ax.set_xlabel("easting (m)")
+    ax.ticklabel_format(style="plain", useOffset=False)
+    ax.tick_params(axis="x", rotation=30)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(ticks))
 
 
 def _maps(axes: Sequence[Axes], fields: Sequence[xr.DataArray], titles: Sequence[str], cmaps: Sequence[str], unit: str) -> None:
     for ax, field, title, cmap in zip(axes, fields, titles, cmaps, strict=True):
         low, high = np.nanpercentile(field, [2, 98])
-        shown = ax.imshow(
-            field, cmap=cmap, vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest",
-            extent=(float(field.x[0]), float(field.x[-1]), float(field.y[-1]), float(field.y[0])),
-        )
+        shown = ax.imshow(field, cmap=cmap, vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest", extent=_extent(field))
         ax.set_title(title)
-        ax.set_xlabel("easting (m)")
-        ax.ticklabel_format(style="plain", useOffset=False)
-        ax.tick_params(axis="x", rotation=30)
-        ax.figure.colorbar(shown, ax=ax, shrink=0.8, label=unit)
+        _ground(ax)
+        ax.figure.colorbar(shown, ax=ax, shrink=0.8, label=unit, extend="both")
     axes[0].set_ylabel("northing (m)")
 
 
@@ -54,6 +66,35 @@ def map_pair(estimate: xr.Dataset, time: Any = None, title: str = "", unit: str 
     _maps(axes, [estimate["mean"], estimate["sd"]], ["posterior mean", "posterior standard deviation"], [MEAN, SPREAD], unit)
     when = str(estimate.time.values)[:10] if "time" in estimate.coords and estimate.time.ndim == 0 else ""
     figure.suptitle(" · ".join(part for part in (title, when) if part))
+    return figure
+
+
+def rgb(dataset: xr.Dataset, time: Any, sensor: str = "landsat-8", bands: Sequence[str] = ("red", "green", "blue")) -> Figure:
+    """A colour picture of the posterior mean, with the stretch of `FusionAccessor.rgb`, which keeps dark water readable."""
+    image = dataset.fusion.rgb(time, sensor, bands)
+    figure, ax = plt.subplots(figsize=(5.4, 5), layout="constrained")
+    ax.imshow(image, interpolation="nearest", extent=_extent(image))
+    _ground(ax)
+    ax.set(title=f"{', '.join(bands)} of {sensor} · {image.attrs['time']}", ylabel="northing (m)")
+    return figure
+
+
+def change(found: xr.Dataset) -> Figure:
+    """A change, its sd, and the probability that it exceeds the threshold.  found: as `FusionAccessor.change` returns it."""
+    found = found[["mean", "sd", "probability"]].transpose("y", "x").compute()
+    name, threshold = found.attrs["index"], found.attrs["threshold"]
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.3), layout="constrained", sharey=True)
+    top = max(float(np.nanpercentile(abs(found["mean"]), 99)), 1e-6)
+    panels = (
+        ("mean", f"change of {name}", DIVERGING, -top, top), ("sd", "sd of the change", SPREAD, 0, None),
+        ("probability", f"P(|change| > {threshold:g})", "cividis", 0, 1),
+    )  # fmt: skip
+    for ax, (part, label, cmap, low, high) in zip(axes, panels, strict=True):
+        shown = ax.imshow(found[part], cmap=cmap, vmin=low, vmax=high, interpolation="nearest", extent=_extent(found))
+        _ground(ax)
+        figure.colorbar(shown, ax=ax, shrink=0.8, label=label)
+    axes[0].set_ylabel("northing (m)")
+    figure.suptitle(f"{found.attrs['from']} to {found.attrs['to']}")
     return figure
 
 
@@ -88,47 +129,42 @@ def time_series(
             span = dataset.fusion.interval(one, level)
             ax.fill_between(one.time, span.lower, span.upper, color=colour, alpha=0.18, lw=0, label=f"{level:.0%} credible")
         ax.plot(one.time, one["mean"], color=colour, label="posterior mean")
-        for marker, (name, looks) in zip("osD^vP", _looks_over(scenes, lon, lat, band).items(), strict=False):
+        for marker, (name, looks) in zip("osD^vP", tables.looks_over(scenes, lon, lat, band).items(), strict=False):
             when, value, sigma = (np.array(v) for v in zip(*looks, strict=True))
             ax.errorbar(when, value, yerr=sigma, fmt=marker, ms=4, lw=0.8, color="0.25", mfc="none", label=name)
-        ax.set_ylabel(f"{band} reflectance")
+        ax.set_ylabel(f"{band} surface reflectance")
         ax.grid(alpha=0.25)
     axes[0, 0].legend(ncols=5, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+    axes[-1, 0].set_xlabel("date (UTC)")
     axes[-1, 0].xaxis.set_major_formatter(mdates.ConciseDateFormatter(mdates.AutoDateLocator()))
     figure.suptitle(f"{lat:.4f}, {lon:.4f} as {sensor} would see it")
     return figure
 
 
-def _looks_over(scenes: Sequence[Scene], lon: float, lat: float, band: str) -> dict[str, list[tuple[Any, float, float]]]:
-    """sensor -> [(time, reflectance, sigma)] of the native pixel over a point, where the sensor has that band."""
-    found: dict[str, list[tuple[Any, float, float]]] = {}
-    for scene in scenes:
-        if band not in scene.bands:
-            continue
-        x, y = Transformer.from_crs("EPSG:4326", str(scene.geobox.crs), always_xy=True).transform(lon, lat)
-        col, row = (int(np.floor(v)) for v in ~scene.geobox.transform * (x, y))
-        inside = 0 <= row < scene.geobox.shape[0] and 0 <= col < scene.geobox.shape[1]
-        index = scene.bands.index(band)
-        if inside and np.isfinite(scene.reflectance[index, row, col]):
-            value, sigma = float(scene.reflectance[index, row, col]), float(scene.sigma[index, row, col])
-            found.setdefault(scene.sensor, []).append((centre_of(scene.when), value, sigma))
-    return found
+def spectrum(
+    dataset: xr.Dataset, lon: float, lat: float, time: Any, sensors: Sequence[str] = ("landsat-8",), scenes: Sequence[Scene] = ()
+) -> Figure:
+    """The spectrum of a pixel with its 90 % credible band, and the channels of sensors on it: width, mean and 90 % interval.
 
-
-def spectrum(dataset: xr.Dataset, lon: float, lat: float, time: Any, sensors: Sequence[str] = ("landsat-8",)) -> Figure:
-    """The spectrum of a pixel with its 90 % credible band, and where the sensors' bands lie on it."""
+    scenes: what was seen within half a latent step of that time is drawn beside it, as empty squares.
+    """
     one = dataset.fusion.spectrum(lon, lat, time).compute()
     span = dataset.fusion.interval(one, 0.9)
-    figure, ax = plt.subplots(figsize=(9, 4), layout="constrained")
+    figure, ax = plt.subplots(figsize=(9, 4.2), layout="constrained")
     ax.fill_between(one.wavelength, span.lower, span.upper, color=COLOURS[0], alpha=0.25, linewidth=0, label="90 % credible")
     ax.plot(one.wavelength, one["mean"], color=COLOURS[0], label="posterior mean")
     for name, colour in zip(sensors, COLOURS[1:], strict=False):
-        bands = dataset.fusion.pixel(lon, lat).sel(time=np.datetime64(time), method="nearest").fusion.bands(name).compute()
-        centres = [b.response.centroid for b in sensor_of(name).bands]
-        ax.errorbar(centres, bands["mean"], yerr=1.645 * bands["sd"], fmt="o", color=colour, ms=4, label=f"{name} bands")
-    for low, high in ((1325, 1465), (1770, 1975)):
+        table = tables.channels(dataset, lon, lat, time, name, scenes)
+        ax.errorbar(
+            table["wavelength"], table["mean"], xerr=table["width"] / 2, yerr=1.645 * table["sd"], fmt="o", color=colour, ms=4,
+            lw=1.4, label=f"{name} bands, 90 %",
+        )
+        if table["seen"].notnull().any():
+            ax.plot(table["wavelength"], table["seen"], "s", mfc="none", ms=7, color=colour, label=f"{name}, seen {table.attrs['day']}")
+    for low, high in DROPPED:
         ax.axvspan(low, high, color="0.9", zorder=0)
-    ax.set(xlabel="wavelength (nm)", ylabel="surface reflectance", title=f"{lat:.4f}, {lon:.4f} · {str(one.time.values)[:10]}")
+    ax.set(xlabel="wavelength (nm); grey: hidden by water vapour", ylabel="surface reflectance")
+    ax.set_title(f"{lat:.4f}, {lon:.4f} · {str(one.time.values)[:10]}")
     ax.legend(fontsize="small")
     ax.grid(alpha=0.25)
     return figure
@@ -140,9 +176,10 @@ def decomposition(dataset: xr.Dataset, component: int = 0) -> Figure:
     count = shares.sizes["level"]
     figure, axes = plt.subplots(1, count, figsize=(2.3 * count + 1, 3), layout="constrained", sharey=True)
     for ax, level in zip(np.atleast_1d(axes), shares.level.values, strict=True):
-        shown = ax.imshow(shares.sel(level=level), cmap=MEAN, vmin=0, vmax=1, interpolation="nearest")
-        ax.set(title=str(level), xlabel="column (pixels)")
-    np.atleast_1d(axes)[0].set_ylabel("row (pixels)")
+        shown = ax.imshow(shares.sel(level=level), cmap=MEAN, vmin=0, vmax=1, interpolation="nearest", extent=_extent(shares))
+        _ground(ax, 3)
+        ax.set_title(str(level))
+    np.atleast_1d(axes)[0].set_ylabel("northing (m)")
     figure.colorbar(shown, ax=axes, shrink=0.8, label="share of the variance")
     figure.suptitle(f"spectral component {component}")
     return figure
@@ -156,20 +193,12 @@ def calibration(errors: Mapping[str, Any], title: str = "calibration") -> Figure
     that the central intervals cover.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    edges, levels = np.linspace(0, 1, 21), np.linspace(0.02, 0.98, 49)
-    smallest = None
-    for (label, values), colour in zip(errors.items(), COLOURS, strict=False):
-        error = np.asarray(values, float).ravel()
-        error = error[np.isfinite(error)]
-        if error.size == 0:
-            raise JobError(f"calibration: {label!r} has no finite standardised error: nothing was held out")
-        smallest = error.size if smallest is None else min(smallest, error.size)
-        left.stairs(np.histogram(ndtr(error), edges)[0] / error.size * (edges.size - 1), edges, color=colour, lw=1.8, label=label)
-        half = ndtri(0.5 + levels / 2)
-        right.plot(levels, (abs(error)[:, None] <= half).mean(0), color=colour, label=f"{label} (n = {error.size:,})")
-    if smallest is not None:
-        spread = 2.58 * np.sqrt((edges.size - 2) / smallest)
-        left.axhspan(1 - spread, 1 + spread, color="0.85", zorder=0)
+    found = tables.calibration(errors)
+    for (label, one), colour in zip(found.items(), COLOURS, strict=False):
+        left.stairs(one["density"], tables.EDGES, color=colour, lw=1.8, label=label)
+        right.plot(one["stated"], one["inside"], color=colour, label=f"{label} (n = {one.attrs['count']:,})")
+    spread = max(one.attrs["spread"] for one in found.values())
+    left.axhspan(1 - spread, 1 + spread, color="0.85", zorder=0)
     left.axhline(1, color="0.4", lw=0.8)
     left.set(xlabel="probability integral transform of the truth", ylabel="density", xlim=(0, 1), ylim=(0, None))
     right.plot([0, 1], [0, 1], color="0.4", lw=0.8)
@@ -220,30 +249,33 @@ def residual_maps(residuals: xr.Dataset, band: str, most: int = 8) -> Figure:
         look = one.isel(look=n)
         shown = ax.imshow(look, cmap=DIVERGING, vmin=-3, vmax=3, interpolation="nearest")
         ax.set_title(str(look.time.values)[:10], fontsize="medium")
-        ax.set(xticks=[], yticks=[])
+        ax.set(xlabel="column (native pixels)" if n >= one.sizes["look"] - columns else "")
         ax.set_facecolor("0.85")
     if shown is not None:
+        for row in axes[:, 0]:
+            row.set_ylabel("row (native pixels)")
         figure.colorbar(shown, ax=axes, shrink=0.8, label="residual (standard deviations of the data)", extend="both")
     figure.suptitle(f"{residuals.attrs.get('sensor', '')} {band}: seen minus predicted (grey: no look)")
     return figure
 
 
 def tile_status(dataset: xr.Dataset) -> Figure:
-    """Which tiles ended how."""
-    status = dataset["status"].compute()
-    values = np.atleast_1d(status.attrs.get("flag_values", np.unique(status)))
-    meanings = str(status.attrs.get("flag_meanings", " ".join(map(str, values)))).split()
-    order = {int(v): i for i, v in enumerate(values)}
-    coded = np.vectorize(lambda v: order[int(v)])(status.values)
-    colours = ListedColormap([*COLOURS, "0.4", "0.8"][: len(values)])
-    figure, ax = plt.subplots(figsize=(6, 4.5), layout="constrained")
-    edges = BoundaryNorm(np.arange(len(values) + 1) - 0.5, len(values))
-    shown = ax.imshow(coded, cmap=colours, norm=edges, interpolation="nearest")
-    bar = figure.colorbar(shown, ax=ax, ticks=range(len(values)))
-    bar.ax.set_yticklabels(meanings)
+    """Which tiles ended how; the legend counts them."""
+    coded, names = tables.statuses(dataset)
+    colours = ListedColormap([STATUS.get(name, "0.5") for name in names])
+    figure, ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    ax.imshow(coded, cmap=colours, norm=BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names)), interpolation="nearest")
+    for code in np.unique(coded):
+        label = f"{names[code]}: {int((coded == code).sum())}"
+        ax.plot([], [], "s", ms=10, mec="0.6", color=STATUS.get(names[code], "0.5"), label=label)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     ax.set(xlabel="tile column", ylabel="tile row", title="status of the tiles")
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xticks(np.arange(coded.shape[1] + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(coded.shape[0] + 1) - 0.5, minor=True)
+    ax.grid(which="minor", color="white", lw=0.8)
+    ax.tick_params(which="minor", length=0)
+    for axis, count in ((ax.xaxis, coded.shape[1]), (ax.yaxis, coded.shape[0])):
+        axis.set_ticks(np.arange(0, count, -(-count // 10)))
     return figure
 
 
@@ -256,5 +288,8 @@ def calendar(looks: Mapping[str, Sequence[Any]], title: str = "looks") -> Figure
     ax.set_yticks(range(len(looks)), [f"{name} ({len(times)})" for name, times in looks.items()])
     ax.set_ylim(-0.6, len(looks) - 0.4)
     ax.xaxis.set_major_formatter(mdates.ConciseDateFormatter(mdates.AutoDateLocator()))
-    ax.set_title(title)
+    ax.set(title=title, xlabel="date (UTC)")
+    ax.grid(axis="x", alpha=0.25)
+    for side in ("top", "left", "right"):
+        ax.spines[side].set_visible(False)
     return figure
