@@ -189,6 +189,35 @@ def verify(store: Store) -> None:
             raise typer.Exit(3)
 
 
+@app.command()
+def validate(
+    target: Annotated[str, typer.Argument(help="a job file (TOML), or the address of a cube", show_default=False)],
+    tiles: Annotated[int, typer.Option(help="tiles to examine")] = 4,
+    looks: Annotated[int, typer.Option(help="acquisitions to hide in each, one after the other")] = 8,
+    to: Annotated[Path, typer.Option(help="file for the scores; a picture goes beside it")] = Path("validation.json"),
+    scheduler: Scheduler = None,
+) -> None:
+    """Hide acquisitions in turn, predict them from the others, compare: how right, and how honest, a sample of tiles is."""
+    from fusion.infer.checks import render
+    from fusion.service.job import Job
+    from fusion.service.store import CubeStore
+    from fusion.service.validation import TABLES
+    from fusion.service.validation import validate as examined
+
+    with explained():
+        asked: Job | CubeStore = Job.load(target) if target.endswith(".toml") else CubeStore.open(target, read_only=True)
+        found = examined(asked, tiles=tiles, looks=looks, scheduler=scheduler)
+        for by in (("sensor",), *TABLES):
+            title = "hidden acquisitions" + (", simulated" if found.simulated else "")
+            Console(width=max(out.width, 130)).print(render(found.values, by, title=title))
+        out.print(f"{len(found.tiles)} tiles, {found.values['scene'].nunique()} scenes, {len(found.values)} values")
+        out.print(f"scores: {to}  picture: {found.write(to)}", markup=False, highlight=False, soft_wrap=True)
+        for index, reason in found.failed.items():
+            err.print(f"tile {index} was not examined: {reason}", markup=False, highlight=False)
+        if found.failed:
+            raise typer.Exit(3)
+
+
 @app.command("report")
 def report_(store: Store, to: Annotated[Path | None, typer.Option(help="file to write; default beside the cube")] = None) -> None:
     """Write the HTML report of a cube."""

@@ -12,9 +12,11 @@ import matplotlib
 
 matplotlib.use("Agg", force=False)
 import numpy as np
+import pandas as pd
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
 
 from fusion.cube.spectrum import Response
 from fusion.errors import StoreError
@@ -121,6 +123,23 @@ def _chi(store: CubeStore, chi: NDArray[np.float32]) -> bytes:
     axes.boxplot([v if v.size else [np.nan] for v in values], orientation="horizontal", tick_labels=list(store.layout.sensors))
     axes.axvline(1.0, color="0.6", lw=1)
     axes.set_xlabel("reduced chi-square per tile (1 = residuals as large as the noise says)")
+    return png(figure)
+
+
+def validation_picture(values: pd.DataFrame) -> bytes:
+    """How honest the predictions of hidden scenes were, PNG: probability integral transforms, and coverage against its claim."""
+    figure = Figure(figsize=(10, 4))
+    left, right = figure.subplots(1, 2)
+    claims = np.linspace(0.05, 0.99, 48)
+    for name, group in values.groupby("sensor", observed=True):
+        z = ((group["measured"] - group["predicted"]) / group["sd"]).to_numpy()
+        left.hist(ndtr(z), bins=20, range=(0, 1), density=True, histtype="step", lw=1.5, label=str(name))
+        right.plot(claims, [(np.abs(z) < ndtri(0.5 + p / 2)).mean() for p in claims], lw=1.5, label=str(name))
+    left.axhline(1.0, color="0.6", lw=1)
+    left.set(xlabel="probability integral transform of hidden values", ylabel="density (flat at 1 where calibrated)", xlim=(0, 1))
+    right.plot([0, 1], [0, 1], color="0.6", lw=1)
+    right.set(xlabel="claimed coverage", ylabel="share of hidden values inside", xlim=(0, 1), ylim=(0, 1))
+    right.legend(frameon=False)
     return png(figure)
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from fusion.cube.calendar import Calendar, Instant
 from fusion.cube.cube import Cube
@@ -111,3 +112,25 @@ def failing_fit(observations: Any, cube: Cube, *, origin: tuple[int, int], **kwa
     if origin == (-4, -4):
         raise ValueError("this tile cannot be fitted")
     return quick_fit(observations, cube, origin=origin, **kwargs)
+
+
+def honest_measure(observations: Any, cube: Cube, *, most: int, hyper: Any, seed: int, origin: tuple[int, int], **_: Any) -> Any:
+    """Stands for leave-one-out: predictions that miss by exactly the sd that they claim (0.01 reflectance), and say which theta they had."""
+    rng = np.random.default_rng([seed, origin[0] + 10**6, origin[1] + 10**6])
+    rows = []
+    for obs in observations[:most]:
+        for band, data, level in zip(obs.bands, np.asarray(obs.data), np.asarray(obs.layer.mean), strict=True):
+            measured = data[np.isfinite(data)].astype(float) + float(level)
+            rows.append(pd.DataFrame({
+                "sensor": obs.sensor, "scene": obs.scene_id, "band": band, "class": np.arange(measured.size) % 2, "gap": 16.0,
+                "measured": measured + 0.1 * (np.arange(measured.size) % 2 == 0), "sd": 0.01, "linear": np.nan,
+                "theta": "given" if hyper is not None else "learned",
+            }).assign(predicted=lambda t: t["measured"] + 0.01 * rng.normal(size=len(t))))
+    return pd.concat(rows, ignore_index=True)
+
+
+def failing_measure(observations: Any, cube: Cube, *, origin: tuple[int, int], **given: Any) -> Any:
+    """`honest_measure` that fails on one tile."""
+    if origin == (-4, -4):
+        raise ValueError("this tile cannot be examined")
+    return honest_measure(observations, cube, origin=origin, **given)
