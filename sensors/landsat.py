@@ -17,6 +17,7 @@ from fusion.observe.scene import Scene
 from fusion.observe.sensor import Band, Collection, Noise, Sensor
 from sensors import revisit, sources
 from sensors.archive import File, checked_platform, doubts, reflectances, write_files
+from sensors.gaps import slc_off
 from sensors.lattice import Utm
 from sensors.reading import Flag, Storage, assemble, instant, judge, planes, reach_of
 from sensors.responses import responses, source
@@ -33,10 +34,8 @@ CIRRUS = Flag(2, 1, (0,), why="cirrus, seen by OLI only")
 HAZY = 2.5  # factor on sigma: the aerosol error of a hazy look against a clear one
 AEROSOL = (Flag(6, 2, (0, 1, 2), inflate=HAZY, why="high aerosol"),)
 CLOUD_QA = (Flag(1, 1, (0,), inflate=2.0, why="cloud in the older LEDAPS mask, a second opinion"),)
-LAYERS = {
-    "qa_pixel": "QA_PIXEL", "qa_radsat": "QA_RADSAT", "qa_aerosol": "SR_QA_AEROSOL", "atmos_opacity": "SR_ATMOS_OPACITY",
-    "cloud_qa": "SR_CLOUD_QA",
-}  # fmt: skip
+EXTRA = {"qa_radsat": "QA_RADSAT", "qa_aerosol": "SR_QA_AEROSOL", "atmos_opacity": "SR_ATMOS_OPACITY", "cloud_qa": "SR_CLOUD_QA"}
+LAYERS = {"qa_pixel": "QA_PIXEL"} | EXTRA
 
 
 def read(name: str, labels: Mapping[str, str], item: pystac.Item, window: Grid) -> Scene:
@@ -44,7 +43,7 @@ def read(name: str, labels: Mapping[str, str], item: pystac.Item, window: Grid) 
     where, sensor, oli = checked_platform(item, name), SENSORS[name], "coastal" in labels
     wanted = {b: (b, f"SR_B{n}", f"SR_B{n}.TIF") for b, n in labels.items()}
     wanted |= {key: (key, stem, f"{stem}.TIF") for key, stem in LAYERS.items()}
-    found = planes(item, wanted, window, reach_of(sensor.psf, sensor.pixel), where, optional=tuple(LAYERS)[1:])
+    found = planes(item, wanted, window, reach_of(sensor.psf, sensor.pixel), where, optional=tuple(EXTRA))
     rho, notes = reflectances(found, labels, STORAGE, where)
     keep, inflate = judge(found["qa_pixel"].values, (*QA_PIXEL, CIRRUS) if oli else QA_PIXEL)
     good: NDArray[np.bool_] = np.broadcast_to(keep, rho.shape)
@@ -56,10 +55,10 @@ def read(name: str, labels: Mapping[str, str], item: pystac.Item, window: Grid) 
     for key, flags in (("qa_aerosol", AEROSOL), ("cloud_qa", CLOUD_QA)):
         if key in found:
             inflate = inflate * judge(found[key].values, flags)[1]
-    if "atmos_opacity" in found:
-        inflate = np.where(found["atmos_opacity"].values > 300, HAZY * inflate, inflate)  # stored x 1000
-    box = found["qa_pixel"].geobox
-    return assemble(name, sensor.bands, item, rho, box, instant(item), keep=good, inflate=inflate, notes=(*notes, *doubts(item)))
+    if "atmos_opacity" in found:  # stored x 1000
+        inflate = np.where(found["atmos_opacity"].values > 300, HAZY * inflate, inflate)
+    notes, box = (*notes, *doubts(item)), found["qa_pixel"].geobox
+    return assemble(name, sensor.bands, item, rho, box, instant(item), keep=good, inflate=inflate, notes=notes)
 
 
 def write(labels: Mapping[str, str], scene: Scene, folder: Path) -> pystac.Item:
@@ -75,19 +74,19 @@ def write(labels: Mapping[str, str], scene: Scene, folder: Path) -> pystac.Item:
 
 
 def _sensor(number: int, first: date, last: date | None) -> Sensor:
-    name, labels, tables = f"landsat-{number}", OLI if number > 7 else TM, responses(f"landsat-{number}")
-    oli = labels is OLI
+    name, oli, tables = f"landsat-{number}", number > 7, responses(f"landsat-{number}")
+    labels = OLI if oli else TM
     noise = Noise(0.002, 0.01) if oli else Noise(0.004, 0.02)
-    psf = PSF("gaussian", 40.0, cell=False, geolocation=2.8) if oli else PSF("gaussian", 46.0, cell=False, geolocation=5.6)
+    psf = PSF("gaussian", 40.0 if oli else 46.0, cell=False, geolocation=2.8 if oli else 5.6)
     roots = {"planetarycomputer.microsoft.com/api/stac/v1": "landsat-c2-l2", "earth-search.aws.element84.com/v1": "landsat-c2-l2"}
     usgs = Collection("https://landsatlook.usgs.gov/stac-server", "landsat-c2l2-sr", {"platform": {"eq": f"LANDSAT_{number}"}})
     return Sensor(
         name=name, title=f"Landsat {number} {'OLI' if oli else 'ETM+' if number == 7 else 'TM'} Collection 2 Level 2",
         bands=tuple(Band(b, tables[n], noise, (b, f"SR_B{n}", f"SR_B{n}.TIF")) for b, n in labels.items()), psf=psf, pixel=30.0,
         read=partial(read, name, labels), write=partial(write, labels), revisit=revisit.LANDSAT[number], lifetime=(first, last),
-        native=Utm(30.0, 15.0, reach_of(psf, 30.0), always_north=True), offset_sd=0.008 if oli else 0.012,
+        blind=slc_off if number == 7 else None, offset_sd=0.008 if oli else 0.012,
+        native=Utm(30.0, 15.0, reach_of(psf, 30.0), always_north=True), sources=(source(name), *sources.LANDSAT),
         collections=(*(Collection(f"https://{root}", c, {"platform": {"eq": name}}) for root, c in roots.items()), usgs),
-        sources=(source(name), *sources.LANDSAT),
     )  # fmt: skip
 
 

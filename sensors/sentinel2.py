@@ -10,12 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import date
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pystac
-from affine import Affine
-from odc.geo.geobox import GeoBox
 
 from fusion.cube.grid import Grid
 from fusion.errors import SceneError
@@ -23,22 +20,16 @@ from fusion.observe.psf import FWHM_PER_SD, PSF
 from fusion.observe.scene import Scene
 from fusion.observe.sensor import Band, Collection, Noise, Sensor
 from sensors import revisit, sources
-from sensors.archive import File, checked_platform, write_files
+from sensors.archive import checked_platform
 from sensors.lattice import Utm, nested, shared_cells
-from sensors.reading import Storage, assemble, calibrate, instant, planes
+from sensors.reading import assemble, calibrate, instant, planes
 from sensors.responses import responses, source
-from sensors.writing import quantise
+from sensors.sentinel2_files import BANDS, NEW, write
 
-BANDS = {  # our name: (label, native metres)
-    "coastal": ("B01", 60), "blue": ("B02", 10), "green": ("B03", 10), "red": ("B04", 10), "rededge1": ("B05", 20),
-    "rededge2": ("B06", 20), "rededge3": ("B07", 20), "nir": ("B08", 10), "nir08": ("B8A", 20), "swir16": ("B11", 20),
-    "swir22": ("B12", 20),
-}  # fmt: skip
 SIXTY = float(np.sqrt((60**2 - 20**2) / 12 + (0.4 * 60) ** 2))  # sd beside the 20 m cell that carries a 60 m pixel
 PSFS = {edge: PSF("gaussian", FWHM_PER_SD * sd, geolocation=2.4) for edge, sd in ((10, 4.0), (20, 8.0), (60, SIXTY))}
 REACH = 150.0  # metres: beyond the 60 m band's cell and blur
 KEEP, UNSURE = (4, 5, 6, 7, 11), (7, 11)  # scene classes: vegetation, soil, water, unclassified, snow; sigma doubled in two
-NEW = Storage(1e-4, -0.1, fill=(0,), valid=(1, 65534), dtypes=("uint16",))
 NOISE = Noise(0.003, 0.015)
 COLLECTION_1 = "sentinel-2-c1-l2a"
 
@@ -78,22 +69,6 @@ def read(name: str, item: pystac.Item, window: Grid) -> Scene:
     rho = np.stack([nested(layer, box, where) for layer in layers])
     keep, inflate = np.isin(scl, KEEP), np.where(np.isin(scl, UNSURE), np.float32(2), np.float32(1))
     return assemble(name, SENSORS[name].bands, item, rho, box, instant(item), keep=keep, inflate=inflate, notes=notes)
-
-
-def write(scene: Scene, folder: Path) -> pystac.Item:
-    """The files of one tile, baseline 05.00: each band at its own resolution (60 m edges at multiples of 60 m)."""
-    box, blank = scene.geobox, ~np.isfinite(scene.reflectance).any(axis=0)
-    row, col = round(box.transform.f / 20) % 3, round(-box.transform.c / 20) % 3  # 20 m cells to the first 60 m edge
-    files = {"scl": File(f"{scene.id}_SCL_20m.tif", np.where(blank, 0, 4).astype("uint8"), 0)}
-    for band, rho in zip(scene.bands, scene.reflectance, strict=True):
-        (label, edge), values, corner = BANDS[band], quantise(rho, NEW), (0, 0)
-        if edge == 10:
-            values = values.repeat(2, axis=0).repeat(2, axis=1)
-        elif edge == 60:
-            values, corner = values[row + 1 :: 3, col + 1 :: 3], (col, row)
-        own = GeoBox(values.shape, box.transform * Affine.translation(*corner) * Affine.scale(edge / 20), box.crs)
-        files[band] = File(f"{scene.id}_{label}_{edge}m.tif", values, 0, NEW, own)
-    return write_files(scene, folder, files, {"platform": scene.sensor, "s2:processing_baseline": "05.00"})
 
 
 def _sensor(letter: str, first: date) -> Sensor:

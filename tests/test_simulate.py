@@ -17,7 +17,7 @@ from fusion.cube.grid import Grid
 from fusion.cube.spectrum import Response, SpectralBasis
 from fusion.errors import JobError
 from fusion.observe.footprint import footprint
-from fusion.observe.sensor import sensor, sensors
+from fusion.observe.sensor import Pass, sensor, sensors
 from fusion.simulate import Nuisances, Pictures, World, uniform_world, world, world_of_pictures
 from fusion.simulate.ground import Landscape, smooth, surfaces
 from fusion.simulate.optics import blocks, shares
@@ -213,6 +213,30 @@ def test_an_archive_moves_and_is_read_back_by_the_sensors(tmp_path: Path) -> Non
                 both = np.isfinite(scene.reflectance) & (again.reflectance > 0)  # MCD43A4 cannot hold negative numbers
                 assert np.abs(scene.reflectance - again.reflectance)[both].max() < 1e-3, one.name
     assert compared == {"landsat-8", "modis-mcd43a4", "sentinel-2b", "airborne"}  # not all of them all cloud
+
+
+def test_landsat_7_loses_its_wedges_when_the_corrector_failed(tmp_path: Path) -> None:
+    """No gap before 31 May 2003 or under the track, 420 of 960 m at the edge, stripes along the scan; gone in the files too."""
+    grid = Grid.from_bbox((13.0, 46.0, 13.06, 46.04), resolution=30)
+    made = uniform_world(grid, "2003-01-01", "2003-12-01", WAVELENGTHS, np.array([0.3, 0.3]), nuisances=QUIET)
+
+    def lost(day: date, zenith: float) -> float:
+        return 1.0 - made.see("landsat-7", Pass(day, zenith)).seen
+
+    assert lost(date(2003, 5, 30), 7.0) == 0
+    assert lost(date(2003, 6, 15), 0.5) == 0
+    assert lost(date(2003, 6, 15), 8.4) == pytest.approx(420 / 960, abs=0.04)
+    assert lost(date(2003, 6, 15), 4.7) == pytest.approx(0.5 * 420 / 960, abs=0.04)
+    scene = made.see("landsat-7", Pass(date(2003, 6, 15), 7.0))
+    gone = np.isnan(scene.reflectance).all(axis=0)
+    across = [(gone[:, i] != gone[:, i + 1]).mean() for i in range(40)]
+    along = [(gone[i] != gone[i + 1]).mean() for i in range(40)]
+    assert np.mean(across) < 0.5 * np.mean(along)
+    one = sensor("landsat-7")
+    assert one.write is not None
+    back = one.read(one.write(scene, tmp_path), grid)
+    assert np.array_equal(np.isnan(back.reflectance), np.isnan(scene.reflectance))
+    assert made.see("landsat-5", "2003-06-15").seen == 1
 
 
 def test_what_cannot_be_simulated_is_said() -> None:

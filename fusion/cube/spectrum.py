@@ -17,6 +17,7 @@ __all__ = ["DROPPED", "NODES", "SHOULDERS", "Response", "Spectra", "SpectralBasi
 
 ARRAYS = ("wavelengths", "mean", "components", "prior", "residual_var", "correlated")
 KEPT = 12  # columns of the correlated residual
+DARK = 0.05  # reflectance; on darker ground a relative error cannot be told from an additive one
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +87,8 @@ class SpectralBasis:
     """where it was learned, for provenance"""
     offsets: Mapping[str, Array] = field(default_factory=dict)
     """scene id -> (L,) systematic error of that hyperspectral acquisition, reflectance: part of the data, never of the field"""
+    gains: Mapping[str, Array] = field(default_factory=dict)
+    """scene id -> (L,) its relative error near absorption bands, where what is left of the atmosphere is a factor"""
     discrete: bool = False
     """the nodes are bands, not samples of a spectrum: a response reads the one node nearest to its centroid"""
     correlated: Array = field(default_factory=lambda: np.zeros((0, 0)))
@@ -96,7 +99,9 @@ class SpectralBasis:
             object.__setattr__(self, "correlated", np.zeros((np.size(self.wavelengths), 0)))
         for name in ARRAYS:
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
-        object.__setattr__(self, "offsets", {str(k): np.asarray(v, dtype=np.float64) for k, v in self.offsets.items()})
+        for name in ("offsets", "gains"):
+            told = {str(k): np.asarray(v, dtype=np.float64) for k, v in getattr(self, name).items()}
+            object.__setattr__(self, name, told)
         nodes = self.wavelengths.size
         rank = self.components.shape[-1]
         wanted = dict.fromkeys(ARRAYS, (nodes,)) | {
@@ -109,9 +114,9 @@ class SpectralBasis:
             raise JobError("spectral basis: wavelengths must increase and residual variances must not be negative")
         if not np.allclose(self.prior, self.prior.T, rtol=1e-8, atol=1e-12) or np.linalg.eigvalsh(self.prior)[0] <= 0:
             raise JobError("spectral basis: the prior covariance must be symmetric and positive definite")
-        for name, offset in self.offsets.items():
-            if offset.shape != (nodes,):
-                raise JobError(f"spectral basis: the offset of scene {name!r} has shape {offset.shape}, must be {(nodes,)}")
+        for name, error in (*self.offsets.items(), *self.gains.items()):
+            if error.shape != (nodes,):
+                raise JobError(f"spectral basis: the error of scene {name!r} has shape {error.shape}, must be {(nodes,)}")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SpectralBasis) and self.to_attrs() == other.to_attrs()
@@ -206,12 +211,13 @@ class SpectralBasis:
         library: as much of it as there is, `SpectralBasis.library(40)`. Each look's spectra are first completed at the nodes
         it does not see by their conditional mean under the library. Then, for the covariance C and mean m over pixels,
 
-            C = (1-w) C_library + w C_looks + w (1-w) (m_looks - m_library)(m_looks - m_library)^T,   w = .8 n / (n + 50)
+            C = (1-w) C_library + w C_looks + w (1-w) (m_looks - m_library)(m_looks - m_library)^T,   w = .8 n / (n + 20)
 
         which is the mixture of both beliefs as one Gaussian: a few spectra of a patch narrow the library, never replace it.
         The part of a look's mean that no library component explains is split between the ground and an error of that
-        acquisition by their prior variances (residual_var against .01^2, .03^2 near absorption bands); the latter goes
-        to `offsets`. A single Gaussian stays honest on unseen ground, a mixture of several does not.
+        acquisition by their prior variances (residual_var against .01^2, .03^2 near absorption bands). Near absorption bands the
+        error is that of a transmittance, hence relative to the ground (`gains`; additive where the ground is darker than
+        DARK); elsewhere it is additive (`offsets`). A single Gaussian stays honest on unseen ground, a mixture of several does not.
         """
         if not looks or not 1 <= rank <= library.rank or extra < 0:
             raise JobError(
@@ -221,17 +227,21 @@ class SpectralBasis:
         base = library.components[:, :rank]
         outside = np.eye(library.wavelengths.size) - base @ base.T
         unexplained = np.diag(outside @ library.covariance @ outside)
-        error_var = np.where(within(library.wavelengths, SHOULDERS + DROPPED), 0.03, 0.01) ** 2
-        ground, offsets, spread = [], {}, np.zeros_like(library.covariance)
+        vapour = within(library.wavelengths, SHOULDERS + DROPPED)
+        error_var = np.where(vapour, 0.03, 0.01) ** 2
+        ground, offsets, gains, spread = [], {}, {}, np.zeros_like(library.covariance)
         for look in looks:
             complete, left, misfit = look.completed(library)
             offset = outside @ (complete.mean(0) - library.mean) * error_var / (error_var + unexplained)
-            ground.append(complete - offset)
-            offsets[look.id] = offset + misfit
+            level = np.maximum(complete.mean(0) - offset, 0.0)
+            relative = np.where(vapour, level / (level**2 + DARK**2), 0.0)
+            ground.append((complete - offset * (1 - relative * level)) / (1 + relative * offset))
+            gains[look.id] = relative * (offset + misfit)
+            offsets[look.id] = offset + misfit - gains[look.id] * level
             spread += left * len(complete)
         spectra = np.concatenate(ground)
         count = len(spectra)
-        share = 0.8 * count / (count + 50)
+        share = 0.8 * count / (count + 20)
         step = spectra.mean(0) - library.mean
         scatter = (spectra - spectra.mean(0)).T @ (spectra - spectra.mean(0)) / count + spread / count
         covariance = (1 - share) * library.covariance + share * scatter + share * (1 - share) * np.outer(step, step)
@@ -245,7 +255,7 @@ class SpectralBasis:
         source = f"{library.source} + {extra} components of {', '.join(look.id for look in looks)} ({count} spectra)"
         mean, residual = library.mean + share * step, np.maximum(residual, 1e-7)
         prior = 0.5 * (prior + prior.T)
-        return cls(library.wavelengths, mean, components, prior, residual, source, offsets, correlated=correlated * np.sqrt(size))
+        return cls(library.wavelengths, mean, components, prior, residual, source, offsets, gains, correlated=correlated * np.sqrt(size))
 
     def weights(self, responses: Sequence[Response]) -> Array:
         """(B, L) how bands with these responses weigh the nodes."""
@@ -266,11 +276,12 @@ class SpectralBasis:
         weights = self.weights(responses)
         return weights @ self.components, weights @ self.mean, np.diag(self.residual(weights))
 
-    def offset(self, scene_id: str, responses: Sequence[Response]) -> Array:
-        """(B,) the systematic error of one acquisition in these channels, to be taken off its data; 0 if unknown."""
+    def error(self, scene_id: str, responses: Sequence[Response]) -> tuple[Array, Array]:
+        """(gain (B,), offset (B,)) of one acquisition in these channels, y = (1 + gain) r + offset; 0 if unknown."""
         if scene_id not in self.offsets:
-            return np.zeros(len(responses))
-        return np.asarray(self.weights(responses) @ self.offsets[scene_id])
+            return np.zeros(len(responses)), np.zeros(len(responses))
+        weights = self.weights(responses)
+        return weights @ self.gains.get(scene_id, 0 * self.mean), weights @ self.offsets[scene_id]
 
     def given(self, weights: Array, values: Array, variance: Array) -> tuple[Array, Array]:
         """z given band values y = weights r + N(0, variance): (mean (N, K), covariance (K, K)).
@@ -294,6 +305,7 @@ class SpectralBasis:
             **{name: getattr(self, name).tolist() for name in ARRAYS},
             "source": self.source, "discrete": self.discrete,
             "offsets": {name: offset.tolist() for name, offset in self.offsets.items()},
+            "gains": {name: gain.tolist() for name, gain in self.gains.items()},
         }
 
     @classmethod
@@ -303,7 +315,8 @@ class SpectralBasis:
         rank = arrays["prior"].shape[0]
         nodes = arrays["wavelengths"].size
         arrays |= {"components": arrays["components"].reshape(nodes, rank), "correlated": arrays["correlated"].reshape(nodes, -1)}
-        return cls(**arrays, source=attrs["source"], offsets=attrs["offsets"], discrete=attrs["discrete"])
+        offsets, gains = (attrs.get(name, {}) for name in ("offsets", "gains"))
+        return cls(**arrays, source=attrs["source"], offsets=offsets, gains=gains, discrete=attrs["discrete"])
 
 
 def leading(covariance: Array, rank: int) -> tuple[Array, Array]:

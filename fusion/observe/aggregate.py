@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
@@ -11,7 +9,6 @@ from odc.geo.geobox import GeoBox
 from fusion.cube.grid import Grid
 from fusion.observe.geometry import centres, frame
 from fusion.observe.psf import FWHM_PER_SD, PSF, composite_growth
-from fusion.observe.spectral import Channels
 
 FINER = 3.0
 """a native pixel that fits this many times into a latent one is averaged"""
@@ -28,12 +25,15 @@ def pixel_on(geobox: GeoBox, grid: Grid) -> float:
     return float(np.sqrt(area)) if np.isfinite(area) else np.inf
 
 
-def aggregate(channels: Channels, geobox: GeoBox, psf: PSF, grid: Grid) -> tuple[Channels, PSF]:
-    """Precision-weighted means over the native pixels whose centre lies in each latent pixel, and the PSF of such a mean.
+def aggregate(
+    values: NDArray[np.floating], precision: NDArray[np.floating], geobox: GeoBox, psf: PSF, grid: Grid
+) -> tuple[NDArray[np.float64], NDArray[np.float64], PSF]:
+    """Precision-weighted means (B, Y, X) of native pixels (B, H, W) whose centre lies in each latent pixel, and a mean's PSF.
 
-    data = sum q y / sum q, precision = sum q (white noise averages down; the acquisition's offset does not). A latent pixel of
-    which less than `COVERED` is seen is missing. Nested grids: the footprint is exactly latent box (*) PSF. Otherwise centres
-    fall anywhere, and the mean footprint is latent box (*) native cell (*) PSF, the cell entering as a Gaussian of its variance.
+    mean = sum q y / sum q, precision = sum q: white noise averages down, the acquisition's offset and what a spectral basis leaves out
+    do not, so both come after this. A latent pixel of which less than `COVERED` is seen is missing. Nested grids: the footprint is
+    exactly latent box (*) PSF. Otherwise centres fall anywhere, and the mean footprint is latent box (*) native cell (*) PSF,
+    the cell entering as a Gaussian of its variance.
     """
     pixel, count = pixel_on(geobox, grid), grid.shape[0] * grid.shape[1]
     xy = centres(geobox, grid)
@@ -42,24 +42,21 @@ def aggregate(channels: Channels, geobox: GeoBox, psf: PSF, grid: Grid) -> tuple
     inside = (col >= 0) & (col < grid.shape[1]) & (row >= 0) & (row < grid.shape[0])
     target = (row[inside] * grid.shape[1] + col[inside]).astype(np.intp)
     least = COVERED * (grid.resolution / pixel) ** 2
-
-    def mean_of(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        q = weights[inside]
-        total, seen = np.bincount(target, q, count), np.bincount(target, q > 0, count)
-        total = np.where(seen >= least, total, 0.0)
-        mean = np.bincount(target, q * values[inside], count) / np.where(total > 0, total, 1.0)
-        return np.where(total > 0, mean, 0.0).reshape(grid.shape), np.asarray(total, np.float64).reshape(grid.shape)
-
-    pairs = [mean_of(v, q) for v, q in zip(channels.data, channels.precision, strict=True)]
-    data, precision = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
+    mean, total = (np.zeros((len(values), *grid.shape)) for _ in range(2))
+    for band, (value, weight) in enumerate(zip(values, precision, strict=True)):
+        q = weight[inside]
+        whole, seen = np.bincount(target, q, count), np.bincount(target, q > 0, count)
+        whole = np.where(seen >= least, whole, 0.0)
+        sums = np.bincount(target, q * value[inside], count)
+        total[band] = whole.reshape(grid.shape)
+        mean[band] = np.divide(sums, whole, out=np.zeros(count), where=whole > 0).reshape(grid.shape)
     jitter = 0.0 if _nested(xy, pixel, grid) else pixel / np.sqrt(12)
     if psf.kind == "scanner":  # by variance: F^2 / 6 of the triangle, F^2 / 12 of the rectangle
         scan, track = composite_growth()
         sd = psf.fwhm * np.sqrt((scan**2 / 6 + track**2 / 12) / 2)
     else:
         sd = psf.fwhm / FWHM_PER_SD
-    blurred = PSF("gaussian", float(np.hypot(sd, jitter)) * FWHM_PER_SD, True, psf.geolocation, psf.fwhm_prior)
-    return replace(channels, data=data, precision=precision), blurred
+    return mean, total, PSF("gaussian", float(np.hypot(sd, jitter)) * FWHM_PER_SD, True, psf.geolocation, psf.fwhm_prior)
 
 
 def _nested(xy: NDArray[np.float64], pixel: float, grid: Grid) -> bool:

@@ -42,7 +42,7 @@ class Observation:
     offset_sd: NDArray[np.float32]
     """(B,) prior sd of this acquisition's common error"""
     gain_sd: NDArray[np.float32]
-    """(B,) prior sd of the sensor's relative gain error"""
+    """(B,) prior sd of the sensor's relative gain error; 0 for pseudo-bands, whose noise and offset contain it"""
     residual_var: NDArray[np.float32]
     """(B,) out-of-subspace variance of the spectral basis in these bands, to be added to the noise; 0 for pseudo-bands, whose
     noise contains it"""
@@ -116,14 +116,14 @@ def observe(scene: Scene, sensor: Sensor, cube: Cube) -> Observation:
         precision = np.where(seen, 1.0 / scene.sigma**2, 0.0)
     if scene.view is not None and scene.view.coverage is not None:
         precision *= np.clip(np.nan_to_num(scene.view.coverage, nan=1.0), 0.0, 1.0)
-    channels = _channels(scene, sensor, cube, np.where(seen, scene.reflectance, 0.0), precision)
-    geobox = scene.geobox
+    values, geobox = np.where(seen, scene.reflectance, 0.0), scene.geobox
     if finer:
-        channels, psf = aggregate(channels, geobox, psf, cube.grid)
+        values, precision, psf = aggregate(values, precision, geobox, psf, cube.grid)
         if tau.ndim == 3:
             tau = np.asarray(cube.calendar.weights(Instant(centre_of(scene.when))))
         geobox, view = cube.grid.geobox, None
         notes += ("averaged to latent pixels",)
+    channels = _channels(scene, sensor, cube, values, precision, cube.grid.resolution if finer else sensor.pixel)
     view = view if psf.kind == "scanner" else None
     foot = footprint(geobox, psf, cube.grid, view=view)
     share = np.asarray(foot.seen, dtype=np.float64)
@@ -134,7 +134,7 @@ def observe(scene: Scene, sensor: Sensor, cube: Cube) -> Observation:
         data=data.astype(np.float32), precision=precision.astype(np.float32),
         layer=Layer.of(foot, channels.colour, channels.mean, tau),
         offset_sd=channels.offset_sd.astype(np.float32),
-        gain_sd=np.full(len(channels.bands), sensor.gain_sd, np.float32),
+        gain_sd=channels.gain_sd.astype(np.float32),
         residual_var=channels.residual_var.astype(np.float32),
         discrepancy_sd=sensor.discrepancy_sd, discrepancy_days=sensor.discrepancy_days, when=centre_of(scene.when),
         geobox=geobox, psf=psf, view=view, notes=scene.notes + notes, simulated=scene.simulated,
@@ -212,16 +212,20 @@ def _where(geobox: GeoBox) -> str:
 
 
 def _channels(
-    scene: Scene, sensor: Sensor, cube: Cube, values: NDArray[np.float64], precision: NDArray[np.float64]
+    scene: Scene, sensor: Sensor, cube: Cube, values: NDArray[np.float64], precision: NDArray[np.float64], pixel: float
 ) -> Channels:
-    """Bands or channels with their responses on the basis; a spectrometer's channels reduced to sufficient statistics."""
+    """Bands or channels with their responses on the basis; a spectrometer's channels reduced to sufficient statistics.
+
+    pixel: metres between the values.
+    """
     basis, where = cube.basis, scene.where
     if scene.centres is None:
         if not sensor.bands:
             raise SceneError(f"{where}: {sensor.name} is an imaging spectrometer: the scene must give centres and fwhm in nm")
         responses = tuple(_band(sensor, scene, name).response for name in scene.bands)
         colour, mean, residual = basis.responses(responses)
-        return Channels(scene.bands, values, precision, colour, mean, residual, np.full(len(mean), sensor.offset_sd))
+        offset, gain = (np.full(len(mean), sd) for sd in (sensor.offset_sd, sensor.gain_sd))
+        return Channels(scene.bands, values, precision, colour, mean, residual, offset, gain)
     if scene.fwhm is None:
         raise SceneError(f"{where}: channel centres without widths: give fwhm in nm")
     if np.max(scene.centres) < 100:
@@ -234,9 +238,11 @@ def _channels(
         low, high = basis.wavelengths[[0, -1]]
         raise SceneError(f"{where}: no channel between {low:.0f} and {high:.0f} nm outside the water-vapour windows")
     responses = tuple(r for r, keep in zip(responses, use, strict=True) if keep)
-    own = basis.offset(scene.id, responses)[:, None, None]  # what the basis learned of this acquisition's own error
+    gain, offset = (e[:, None, None] for e in basis.error(scene.id, responses))  # what the basis learned of this acquisition
     names = tuple(name for name, keep in zip(scene.bands, use, strict=True) if keep)
-    return reduce_channels(names, values[use] - own, precision[use], scene.centres[use], responses, basis, sensor.offset_sd)
+    values, precision = (values[use] - offset) / (1 + gain), precision[use] * (1 + gain) ** 2
+    moved = sensor.psf.geolocation / pixel
+    return reduce_channels(names, values, precision, scene.centres[use], responses, basis, sensor.offset_sd, sensor.gain_sd, moved)
 
 
 def _partial(channels: Channels, share: NDArray[np.float64], spread: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,7 +13,9 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import numpy as np
 import pystac
+from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from fusion.cube.grid import Grid
@@ -83,6 +85,7 @@ Read = Callable[[pystac.Item, Grid], Scene]
 Write = Callable[[Scene, Path], pystac.Item]
 Revisit = Callable[[float, float, date, date], list[Pass]]
 Native = Callable[[Grid], GeoBox]
+Blind = Callable[[GeoBox, Pass], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +125,8 @@ class Sensor:
     None = north-up pixels of size `pixel` in the window's CRS"""
     compositing: Compositing | None = None
     """None = every look is one instant"""
+    blind: Blind | None = None
+    """(native pixels, pass) -> (H, W) pixels that a fault of the instrument leaves out (Landsat 7 since 2003); used by simulation"""
     example_channels: tuple[tuple[float, float], ...] = ()
     """(centre, fwhm) nm of a typical file, for spectrometers: display, planning and simulation only"""
 

@@ -32,20 +32,24 @@ class Channels:
     """(B,)"""
     offset_sd: Array
     """(B,)"""
+    gain_sd: Array
+    """(B,) relative; 0 for pseudo-bands, whose noise and offset contain it"""
 
 
 def reduce_channels(
     names: tuple[str, ...], data: Array, precision: Array, centres: Array, responses: tuple[Response, ...],
-    basis: SpectralBasis, offset_sd: float,
+    basis: SpectralBasis, offset_sd: float, gain_sd: float = 0.0, moved: float = 0.0,
 ) -> Channels:
     """At most K pseudo-bands that carry all that B channels say of z: y' = c Q G^(-1/2) H' N^(-1) y, G = H' N^(-1) H.
 
-    N = diag(n) + R is one spectrum of noise: n the median variance of each channel, R the out-of-subspace covariance, which
-    neighbouring channels share. Then y' = c Q G^(1/2) z + white noise, and the likelihood of z is that of all B channels: exactly
-    so where the variance of a pixel is s_p^2 N, otherwise s_p^2 is its geometric mean over channels. c scales the
-    noise back to that of a typical channel. A channel seen in under half of the seen pixels is dropped; a pixel that
-    lacks one of the rest is missing. The offset spectrum is smooth, cov = sd^2 exp(-|lambda - lambda'| / HAZE_LENGTH); the
-    rotation Q makes its pseudo-bands independent, so that offset_sd says all of it.
+    N = diag(n + g^2 s^2) + S + R is one spectrum of noise: n the median variance of each channel, g its gain error and s the standard
+    deviation of the ground in it, S = `misplaced`, R the out-of-subspace covariance, which neighbouring channels share. Then
+    y' = c Q G^(1/2) z + white noise, and the likelihood of z is that of all B channels: exactly so where the variance of a pixel
+    is s_p^2 N, otherwise s_p^2 is its geometric mean over channels. c scales the noise back to that of a typical channel. A channel
+    seen in under half of the seen pixels is dropped; a pixel that lacks one of the rest is missing.
+
+    What all pixels share is a smooth offset spectrum, cov = sd^2 exp(-|lambda - lambda'| / HAZE_LENGTH), and the gain errors
+    times the mean spectrum; the rotation Q makes its pseudo-bands independent, so that offset_sd says all of it.
     """
     seen = precision > 0
     clear = int(seen.any(axis=0).sum())
@@ -60,16 +64,20 @@ def reduce_channels(
     haze = offset_sd**2 * np.exp(-distance / HAZE_LENGTH)
     if len(colour) <= basis.rank:
         names = tuple(n for n, k in zip(names, kept, strict=True) if k)
-        return Channels(names, data, precision, colour, mean, np.diag(residual).copy(), np.sqrt(np.diag(haze)))
+        gains = np.full(len(names), gain_sd)
+        return Channels(names, data, precision, colour, mean, np.diag(residual).copy(), np.sqrt(np.diag(haze)), gains)
     whole = seen.all(axis=0)
+    level, spread = (np.array([f(d[s]) if s.any() else 0.0 for d, s in zip(data, seen, strict=True)]) for f in (np.mean, np.std))
+    haze = haze + np.diag((gain_sd * level) ** 2)
     typical = 1.0 / np.array([np.median(p[s]) if s.any() else 1.0 for p, s in zip(precision, seen, strict=True)])
     scale = float(np.sqrt(np.median(typical)))
-    solved = np.linalg.solve(np.diag(typical) + residual, colour)
+    noise = np.diag(typical + (gain_sd * spread) ** 2) + residual + misplaced(data, whole, moved)
+    solved = np.linalg.solve(noise, colour)
     value, vector = np.linalg.eigh(colour.T @ solved)
     use = value > 1e-10 * value[-1]
     root = np.sqrt(value[use])
     turn = scale * (vector[:, use] / root).T @ solved.T  # diag(value)^(-1/2) V' H' N^-1: white noise
-    spread, axes = np.linalg.eigh(turn @ haze @ turn.T)  # any rotation keeps it white: take the one with independent offsets
+    shared, axes = np.linalg.eigh(turn @ haze @ turn.T)  # any rotation keeps it white: take the one with independent offsets
     turn, colour = axes.T @ turn, scale * (axes.T * root) @ vector[:, use].T
     log = np.zeros(whole.shape)
     for p, t in zip(precision, typical, strict=True):  # one channel at a time: the look may be large
@@ -79,5 +87,20 @@ def reduce_channels(
     count = int(use.sum())
     return Channels(
         tuple(f"pseudo-{i + 1}" for i in range(count)), reduced, np.broadcast_to(weight, (count, *weight.shape)).copy(),
-        colour, turn @ mean, np.zeros(count), np.sqrt(np.maximum(spread, 0.0)),
+        colour, turn @ mean, np.zeros(count), np.sqrt(np.maximum(shared, 0.0)), np.zeros(count),
     )
+
+
+def misplaced(data: Array, whole: NDArray[np.bool_], moved: float) -> Array:
+    """(B, B) what a look displaced by `moved` pixels (sd, each axis) adds to the noise: moved^2 E[grad y grad y'], two axes.
+
+    The gradient is the central difference between the pixels on both sides; where there are none, nothing is known of it.
+    """
+    total = np.zeros((len(data), len(data)))
+    for axis in (1, 2):
+        ahead, behind = (np.take(data, range(*edge), axis=axis) for edge in ((2, data.shape[axis]), (0, max(data.shape[axis] - 2, 0))))
+        both = [np.take(whole, range(*edge), axis=axis - 1) for edge in ((2, data.shape[axis]), (0, max(data.shape[axis] - 2, 0)))]
+        slope = 0.5 * (ahead - behind)[:, both[0] & both[1]]
+        if slope.shape[1]:
+            total += slope @ slope.T / slope.shape[1]
+    return moved**2 * total

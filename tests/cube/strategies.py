@@ -35,10 +35,10 @@ def bases(draw: st.DrawFn) -> SpectralBasis:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     nodes, rank = draw(st.integers(2, 9)), draw(st.integers(1, 4))
     root = rng.standard_normal((rank, rank))
-    offsets = {f"look {i}": rng.standard_normal(nodes) for i in range(draw(st.integers(0, 2)))}
+    offsets, gains = ({f"look {i}": rng.standard_normal(nodes) for i in range(draw(st.integers(0, 2)))} for _ in range(2))
     return SpectralBasis(
         400 + np.cumsum(rng.uniform(1, 200, nodes)), rng.uniform(0, 1, nodes), rng.standard_normal((nodes, rank)),
-        root @ root.T + 0.1 * np.eye(rank), rng.uniform(0, 1e-3, nodes), draw(st.text(max_size=20)), offsets, draw(st.booleans()),
+        root @ root.T + 0.1 * np.eye(rank), rng.uniform(0, 1e-3, nodes), draw(st.text(max_size=20)), offsets, gains, draw(st.booleans()),
         rng.standard_normal((nodes, draw(st.integers(0, 3)))),
     )  # fmt: skip
 

@@ -17,11 +17,11 @@ from fusion.errors import SceneError, SensorError
 from fusion.observe.geometry import window
 from fusion.observe.observation import looks, observe
 from fusion.observe.psf import PSF
-from fusion.observe.scene import View
+from fusion.observe.scene import Scene, View
 from fusion.observe.sensor import Band, Noise
 from fusion.observe.spectral import reduce_channels
 from tests.observe.cases import sinusoidal_tile
-from tests.observe.worlds import cube, raster, scene, sensor, spectrometer
+from tests.observe.worlds import DAY, cube, raster, scene, sensor, spectrometer
 
 CUBE = cube()
 CHANNELS = np.arange(410.0, 2480.0, 20.0)
@@ -171,6 +171,28 @@ def test_channels_reduce_without_losing_information() -> None:
     np.testing.assert_allclose(turned, direct, rtol=2e-2, atol=2e-2 * abs(direct).max())
 
 
+def test_what_all_pixels_share_is_never_averaged_away() -> None:
+    """Gain errors and displacement enlarge the noise: N of the docstring, written out; their common part goes to the offset."""
+    rng = np.random.default_rng(5)
+    basis, count, g, moved = CUBE.basis, CHANNELS.size, 0.03, 0.1
+    data = 0.2 + 0.05 * rng.standard_normal((count, 9, 8))
+    precision = np.full(data.shape, 1e6)
+    responses = tuple(Response.gaussian(c, 12.0) for c in CHANNELS)
+    got = reduce_channels(tuple(map(str, CHANNELS)), data, precision, CHANNELS, responses, basis, 0.01, g, moved)
+    weights = np.stack([r.on(basis.wavelengths) for r in responses])
+    h = weights @ basis.components
+    north, east = 0.5 * (data[:, 2:] - data[:, :-2]), 0.5 * (data[:, :, 2:] - data[:, :, :-2])
+    shift = sum(moved**2 * np.einsum("byx,cyx->bc", d, d) / d[0].size for d in (north, east))
+    noise = 1e-6 * np.eye(count) + np.diag(g**2 * data.var(axis=(1, 2))) + weights @ np.diag(basis.residual_var) @ weights.T + shift
+    told = (got.colour.T * got.precision[:, 0, 0]) @ got.colour
+    np.testing.assert_allclose(told, h.T @ np.linalg.solve(noise, h), rtol=1e-6, atol=1e-6 * told.max())
+    solved = np.linalg.solve(noise, h)
+    common = 0.01**2 * np.exp(-np.abs(CHANNELS[:, None] - CHANNELS) / 200.0) + np.diag((g * data.mean(axis=(1, 2))) ** 2)
+    turned = got.colour.T @ np.diag(got.precision[:, 0, 0] * got.offset_sd) ** 2 @ got.colour
+    np.testing.assert_allclose(turned, solved.T @ common @ solved, rtol=1e-6, atol=1e-6 * turned.max())
+    assert not got.gain_sd.any()
+
+
 def test_water_and_outside_channels_say_nothing() -> None:
     place = raster()
     look = _channel_scene(place)
@@ -198,6 +220,25 @@ def test_finer_sensors_are_averaged_to_latent_pixels() -> None:
         np.testing.assert_allclose(seen.data[:, i, j] + mean, expected, atol=1e-6)
         if 0 < i < 17:
             np.testing.assert_allclose(seen.precision[:, i, j], q.sum(axis=(1, 2)), rtol=1e-4)
+
+
+def test_many_small_pixels_average_noise_but_not_what_the_basis_leaves_out() -> None:
+    """With vanishing noise a latent pixel says no more of z than one exact spectrum does: H' R^-1 H, however many pixels it holds."""
+    box = raster(5.0, dx=-60.0, dy=60.0, size=140)
+    rng = np.random.default_rng(1)
+    values = np.broadcast_to(rng.uniform(0.1, 0.4, CHANNELS.size).astype(np.float32)[:, None, None], (CHANNELS.size, *box.shape)).copy()
+    names, widths = tuple(map(str, CHANNELS)), np.full(CHANNELS.size, 12.0)
+    look = Scene("spectrometer", "fine", names, values, np.full_like(values, 1e-4), box, DAY, centres=CHANNELS, fwhm=widths)
+    seen = observe(look, spectrometer(5.0), CUBE)
+    pick = ~within(CHANNELS, DROPPED) & np.array([Response.gaussian(c, 12.0).inside() >= 0.95 for c in CHANNELS])
+    weights = np.stack([Response.gaussian(c, 12.0).on(CUBE.basis.wavelengths) for c in CHANNELS[pick]])
+    h = weights @ CUBE.basis.components
+    most = h.T @ np.linalg.solve(weights @ np.diag(CUBE.basis.residual_var) @ weights.T, h)
+    colour = np.asarray(seen.layer.colour, np.float64)
+    inner = seen.precision[:, 8, 8].astype(np.float64)
+    told = (colour.T * inner) @ colour
+    assert (inner > 0).all()
+    np.testing.assert_allclose(told, most, rtol=2e-2, atol=2e-2 * abs(most).max())
 
 
 def test_a_rotated_flight_line_is_binned_by_pixel_centres() -> None:

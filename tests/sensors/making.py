@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pystac
+from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from fusion.cube.calendar import Instant
@@ -62,11 +64,30 @@ def local_item(
     name: str, folder: Path, properties: dict[str, Any], assets: dict[str, Path], when: str = "2020-06-01T10:00:00Z"
 ) -> pystac.Item:
     """An item on this disk."""
-    from datetime import datetime
-
     moment = datetime.fromisoformat(when.replace("Z", "+00:00"))
     item = pystac.Item(name, None, None, moment, properties)
     for key, path in assets.items():
         item.add_asset(key, pystac.Asset(str(path)))
     item.set_self_href(str(folder / f"{name}.json"))
     return item
+
+
+UTM = GeoBox((40, 50), Affine(30, 0, 500_000, 0, -30, 4_500_000), "EPSG:32613")
+"""the pixels of a small raster"""
+
+
+def item_of(assets: dict[str, str], self_href: str | None = None, **properties: object) -> pystac.Item:
+    """An item with these assets."""
+    item = pystac.Item("X", None, None, datetime(2020, 6, 1, 17, 30, tzinfo=timezone.utc), dict(properties))
+    for key, href in assets.items():
+        item.add_asset(key, pystac.Asset(href))
+    if self_href:
+        item.set_self_href(self_href)
+    return item
+
+
+def inside(box: GeoBox, margin: int) -> Grid:
+    """A latent grid over the middle of a UTM geobox."""
+    t = box.transform
+    rows, cols = box.shape
+    return Grid(GeoBox((rows - 2 * margin, cols - 2 * margin), t * Affine.translation(margin, margin), box.crs))

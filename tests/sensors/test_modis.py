@@ -272,6 +272,23 @@ def test_read_of_write_is_the_scene_up_to_quantisation(sensor: Sensor, tmp_path:
         assert back.view.coverage == pytest.approx(scene.view.coverage, abs=0.0051)
 
 
+def test_the_composite_reads_alike_from_cogs_and_from_its_hdf4_granule(tmp_path: Path) -> None:
+    item = modis.MCD43A4.write(random_scene(modis.MCD43A4, 4), tmp_path)
+    grid, fields = "MOD_Grid_BRDF", {}
+    for key, asset in item.assets.items():
+        with rasterio.open(asset.href) as file:
+            fill = {"_FillValue": 255 if "Quality" in key else 32767}
+            fields[key] = (grid, file.read(1), fill | ({} if "Quality" in key else {"scale_factor": 1e-4, "add_offset": 0.0}))
+            box = GeoBox(file.shape, file.transform, sinusoidal())
+    path = write_hdf4(tmp_path / "MCD43A4.A2020161.h09v05.061.hdf", {grid: box}, fields)
+    granule = item_of("MCD43A4.A2020161.h09v05.061", "2020-06-09", {"hdf": path})
+    cogs, hdf = modis.MCD43A4.read(item, HERE), modis.MCD43A4.read(granule, HERE)
+    assert np.array_equal(hdf.reflectance, cogs.reflectance, equal_nan=True)
+    assert np.array_equal(hdf.sigma, cogs.sigma, equal_nan=True)
+    assert hdf.when == cogs.when  # one date only: day 9 of its sixteen
+    assert np.allclose(hdf.geobox.transform, cogs.geobox.transform, rtol=0, atol=1e-5)
+
+
 def test_a_scene_off_the_sinusoidal_grid_is_not_written(tmp_path: Path) -> None:
     scene = random_scene(modis.MCD43A4, 0)
     scene = replace(scene, geobox=GeoBox(scene.geobox.shape, HERE.transform, HERE.crs))
