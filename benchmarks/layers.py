@@ -21,6 +21,7 @@ from pyproj import Transformer
 from rich.console import Console
 from rich.table import Table
 
+import fusion.observe.footprint as module
 from fusion.cube.calendar import Calendar, Instant, Window
 from fusion.cube.grid import Grid
 from fusion.cube.spectrum import SpectralBasis
@@ -145,8 +146,32 @@ def passes() -> Table:
     return table
 
 
+def regimes() -> Table:
+    """The same broad footprints as one dense matrix and as gathered rows: where `footprint.DENSE_LIMIT` should lie."""
+    table = Table(title=f"MODIS composite, {RANK} planes: one dense matrix or gathered rows", title_justify="left")
+    for name in ("tile", "weights / 2^20", "kept", "dense ms", "gathered ms", "dense adjoint ms", "gathered adjoint ms"):
+        table.add_column(name, justify="right", no_wrap=True)
+    forward, adjoint = jax.jit(lambda f, z: f(z)), jax.jit(lambda f, v: f.adjoint(v))
+    one, kept = sensors()["modis-mcd43a4"], module.DENSE_LIMIT
+    for size in (60, 120, 160, 240, 320):
+        grid, found = tile(size), []
+        box = pixels_of(one, grid)
+        assert box is not None
+        for limit in (2**62, 0):
+            module.DENSE_LIMIT = limit
+            found.append(footprint(box, one.psf, grid, shift=(1e-6 * len(found), 0.0)))  # another key: equal arguments share one
+        module.DENSE_LIMIT = kept
+        planes = jnp.asarray(np.random.default_rng(0).normal(size=(RANK, *grid.shape)), jnp.float32)
+        times = [best(forward, f, planes, repeat=5) for f in found] + [best(adjoint, f, forward(f, planes), repeat=5) for f in found]
+        count = found[0].operations
+        row = f"{count / 2**20:.1f}", "dense" if count <= kept else "gathered", *(f"{t:.2f}" for t in times)
+        table.add_row(f"{size} x {size}", *row)
+    return table
+
+
 if __name__ == "__main__":
     console = Console(width=130)
     console.print(f"{jax.devices()[0].device_kind}, {jax.default_backend()}")
     console.print(per_sensor())
     console.print(passes())
+    console.print(regimes())
