@@ -12,20 +12,12 @@ from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 from typer.main import get_command
 
-from fusion.cube.calendar import Calendar
-from fusion.cube.cube import Cube
-from fusion.cube.grid import Grid
-from fusion.cube.spectrum import SpectralBasis
-from fusion.demo import PERIOD
 from fusion.service.cli import app
 from fusion.service.job import Job
-from fusion.service.store import CubeStore
-from fusion.service.template import Layout
-from fusion.simulate import world
+from tests.explore.worlds import demo
 
 matplotlib.use("Agg")
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,28 +44,7 @@ def reference() -> Any:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like the one where a user ran `make demo`: a small archive of its own, and a cube that holds the truth."""
     folder = tmp_path_factory.mktemp("docs")
-    grid = Grid.from_bbox((-105.300, 40.000, -105.293, 40.006), "EPSG:32613", 30.0, align=15.0)
-    made = world(grid, *PERIOD, seed=7, finer=1)
-    made.archive(folder / "demo/archive", ["landsat-8"])
-    west, south, east, north = grid.lonlat.boundingbox.bbox
-    job = Job.of({
-        "name": "demo (simulated)", "area": {"bbox": (west, south, east, north)},
-        "period": {"start": PERIOD[0], "end": PERIOD[1]},
-        "sensors": [{"name": "landsat-8", "catalog": str(folder / "demo/archive/catalog.json")}],
-        "output": {"store": str(folder / "demo/cube.zarr"), "draws": 8},
-    })  # fmt: skip
-    from fusion.service.catalog import find
-
-    address = Cube(grid, Calendar.regular(*PERIOD, 8), SpectralBasis.library(4))
-    store = CubeStore.create(
-        job.output.store, Layout(address, 64, 8, ("landsat-8",)), job=job.document(), fingerprint=job.fingerprint,
-        items=find(job).items, provenance={"seed": 0},
-    )
-    mean = made.truth(address)
-    sd = np.full_like(mean, 0.01)
-    draws = mean + sd * np.random.default_rng(0).normal(size=(8, *mean.shape)).astype(np.float32)
-    store.write_tile(grid.tiles(64, 0)[0], mean=mean, sd=sd, draws=draws, record={"status": "OK"})
-    store.finish()
+    demo(folder)
     return folder
 
 

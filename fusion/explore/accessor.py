@@ -24,6 +24,7 @@ from fusion.explore.regrid import regrid
 from fusion.observe.scene import Scene
 from fusion.observe.sensor import Sensor
 from fusion.observe.sensor import sensor as sensor_of
+from fusion.service.pictures import stretch
 
 
 def open_cube(url: str, *, storage_options: dict[str, Any] | None = None) -> xr.Dataset:
@@ -256,20 +257,14 @@ class FusionAccessor:
     # ---- pictures and accounts ------------------------------------------------------------------------------------------------
 
     def rgb(self, time: Any, sensor: str = "landsat-8", bands: Sequence[str] = ("red", "green", "blue")) -> xr.DataArray:
-        """A true- or false-colour image (y, x, channel) in 0..1, at the latent time nearest to `time`.
+        """A true- or false-colour image (y, x, band) in 0..1, at the latent time nearest to `time`; dark water keeps its structure.
 
-            shown = asinh((v - low) / soft) / asinh((high - low) / soft),   low, high: 1 and 99 % of all three bands
-
-        soft is what lies under the darkest quarter of the image: there the stretch is linear and steep, so that dark water keeps
-        its structure; above, it is logarithmic, so that bright ground is not lost. One stretch for all bands keeps the hue.
+        See `fusion.service.pictures.stretch` for the equation.
         """
         view = self._data.sel(time=np.datetime64(time), method="nearest")
         image = view.fusion.bands(sensor)["mean"].sel(band=list(bands)).transpose("y", "x", "band").compute()
-        low, quarter, high = (float(v) for v in np.nanpercentile(image, [1, 25, 99]))
-        high = max(high, low + 0.02)
-        soft = float(np.clip(quarter - low, (high - low) / 50, (high - low) / 2))
-        shown = np.arcsinh((image - low).clip(0, high - low) / soft) / np.arcsinh((high - low) / soft)
-        return shown.clip(0, 1).assign_attrs(units="1", long_name="stretched reflectance", time=str(view.time.values)[:10])
+        about = {"units": "1", "long_name": "stretched reflectance", "time": str(view.time.values)[:10]}
+        return image.copy(data=stretch(image.values)).assign_attrs(about)
 
     def residuals(self, sensor: str) -> xr.Dataset:
         """What a sensor saw minus what the cube says it should have seen, look by look; see `fusion.explore.seen.residuals`."""

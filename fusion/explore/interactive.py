@@ -21,8 +21,9 @@ import xarray as xr
 from fusion.cube.spectrum import DROPPED
 from fusion.errors import JobError, StoreError
 from fusion.explore import tables
-from fusion.explore.plots import COLOURS, MEAN, SPREAD, STATUS
+from fusion.explore.plots import MEAN, SPREAD
 from fusion.observe.scene import Scene
+from fusion.service.pictures import COLOURS, STATUS
 
 MARKERS = ("circle", "square", "diamond", "triangle", "inverted_triangle", "star")
 ELSEWHERE = re.compile(r"https://cdn\.holoviz\.org/panel/[\w.]+/dist/([\w./-]+)(\?v=[\w.]+)?")
@@ -31,7 +32,7 @@ ELSEWHERE = re.compile(r"https://cdn\.holoviz\.org/panel/[\w.]+/dist/([\w./-]+)(
 def _views() -> Any:
     """HoloViews with hvplot's bokeh backend; JobError where it is not installed."""
     try:
-        import holoviews
+        import holoviews  # type: ignore[import-untyped]
         import hvplot.xarray  # noqa: F401  registers .hvplot and loads bokeh
     except ImportError as error:
         raise JobError("interactive views need hvplot and panel: install the extra `notebooks` of fusion-cube") from error
@@ -48,7 +49,8 @@ def save(view: Any, path: str | Path, title: str = "fused cube") -> Path:
     if not target.parent.is_dir():
         raise StoreError(f"cannot write {target}: the folder {target.parent} does not exist; make it first")
     page = io.StringIO()
-    panel.panel(view).save(page, title=title, resources=INLINE, embed=True, max_states=500, max_opts=100, progress=False)
+    shown = panel.pane.HoloViews(view, widget_location="bottom_left") if hasattr(view, "kdims") or hasattr(view, "traverse") else view
+    panel.panel(shown).save(page, title=title, resources=INLINE, embed=True, max_states=500, max_opts=100, progress=False)
     target.write_text(ELSEWHERE.sub(_inlined, page.getvalue()), encoding="utf-8")
     return target
 
@@ -70,25 +72,24 @@ def maps(estimate: xr.Dataset, title: str = "", unit: str = "reflectance", edge:
     estimate: a Dataset with mean, sd over (time, y, x), as `band` and `index` return it. edge: pixels per side beyond which the
     maps are thinned. Colour scales are common to all times, so that what moves is the ground.
     """
-    _views()
+    hv = _views()
     if set(estimate["mean"].dims) != {"time", "y", "x"}:
         raise JobError(f"maps need mean and sd over (time, y, x), got {estimate['mean'].dims}: select one band first")
     step = max(1, -(-max(estimate.sizes["y"], estimate.sizes["x"]) // edge))
     shown = estimate[["mean", "sd"]].isel(y=slice(None, None, step), x=slice(None, None, step))
     shown = shown.drop_vars([c for c in shown.coords if c not in ("time", "y", "x")]).compute()
-    shown["time"] = [str(t)[:10] for t in shown.time.values]
-    width = 420
-    height = int(width * shown.sizes["y"] / shown.sizes["x"])
+    width = 430
+    height = int((width - 120) * shown.sizes["y"] / shown.sizes["x"]) + 90
+    times = hv.Dimension("time", value_format=lambda t: str(np.datetime64(t, "D")))
     parts = []
     for name, cmap, words in (("mean", MEAN, "posterior mean"), ("sd", SPREAD, "posterior standard deviation")):
         low, high = (float(v) for v in np.nanpercentile(shown[name], [2, 98]))
-        parts.append(
-            shown[name].hvplot.image(
-                x="x", y="y", groupby="time", cmap=cmap, clim=(low, max(high, low + 1e-6)), clabel=unit,
-                width=width + 90, height=height, rot=30, xlabel="easting (m)", ylabel="northing (m)",
-                title=f"{title} · {words}".strip(" ·"), widget_location="bottom",
-            )
-        )
+        one = shown[name].hvplot.image(
+            x="x", y="y", groupby="time", dynamic=False, cmap=cmap, clim=(low, max(high, low + 1e-6)), clabel=unit, width=width,
+            height=height, rot=30, xlabel="easting (m)", ylabel="northing (m)", title=f"{title} · {words}".strip(" ·"),
+            xformatter="%.0f", yformatter="%.0f",
+        )  # fmt: skip
+        parts.append(one.redim(time=times).opts(hv.opts.Image(xticks=4, yticks=5)))
     return parts[0] + parts[1]
 
 
@@ -178,9 +179,11 @@ def tile_status(dataset: xr.Dataset) -> Any:
         table[f"looks of {sensor}"] = numbers["looks"].values[n].ravel()
         table[f"chi-square of {sensor}"] = numbers["chi_square"].values[n].ravel().round(3)
     shown = hv.HeatMap(table, ["column", "row"], [c for c in table.columns if c not in ("column", "row")])
+    ticks = [list(range(0, count, -(-count // 10))) for count in coded.shape]
     present = [n for n in names if n in set(table["status"])]
     return shown.opts(
-        cmap={n: STATUS.get(n, "#888888") for n in present}, width=520, height=420, tools=["hover"], invert_yaxis=True,
+        xticks=ticks[1], yticks=ticks[0], cmap={n: STATUS.get(n, "#888888") for n in present}, width=520, height=420,
+        tools=["hover"], invert_yaxis=True,
         xlabel="tile column", ylabel="tile row", line_color="white", line_width=1,
         title="status of the tiles: " + ", ".join(f"{n} {int((table['status'] == n).sum())}" for n in present),
     )
@@ -198,9 +201,9 @@ def calibration(errors: Mapping[str, Any], title: str = "calibration") -> Any:
         stated = pd.DataFrame({"stated": one["stated"].values, "inside": one["inside"].values})
         right.append(hv.Curve(stated, "stated", "inside", label=label).opts(color=colour, tools=["hover"], line_width=2))
     words = {"xlabel": "probability integral transform of the truth", "ylabel": "density", "ylim": (0, None), "title": title}
-    stated = {"xlabel": "stated probability of the interval", "ylabel": "share of truth inside", "xlim": (0, 1), "ylim": (0, 1)}
+    share = {"xlabel": "stated probability of the interval", "ylabel": "share of truth inside", "xlim": (0, 1), "ylim": (0, 1)}
     size = {"width": 460, "height": 380, "legend_position": "top_left"}
-    return hv.Overlay(left).opts(**words, **size) + hv.Overlay(right).opts(**stated, **size, title="coverage")
+    return hv.Overlay(left).opts(**words, **size, show_legend=False) + hv.Overlay(right).opts(**share, **size, title="coverage")
 
 
 def shrinkage(own: Any, own_sd: Any, pooled: Any, pooled_sd: Any, centre: float, label: str = "parameter") -> Any:
@@ -237,8 +240,8 @@ def browse(dataset: xr.Dataset, band: str = "nir08", sensor: str = "landsat-8", 
     view = maps(dataset.fusion.band(sensor, band), f"{sensor} {band}")
     grid = dataset.fusion.cube.grid
     x, y = float(dataset.x[dataset.sizes["x"] // 2]), float(dataset.y[dataset.sizes["y"] // 2])
-    days = [str(t)[:10] for t in dataset.time.values]
-    day = panel.widgets.DiscreteSlider(name="time", options=days, value=days[len(days) // 2])
+    days = {str(t)[:10]: t for t in dataset.time.values}
+    day = panel.widgets.DiscreteSlider(name="time", options=days, value=dataset.time.values[dataset.sizes["time"] // 2])
     picture = hv.DynamicMap(panel.bind(lambda when: view[0][when], day))
     spread = hv.DynamicMap(panel.bind(lambda when: view[1][when], day))
     tap = hv.streams.Tap(source=picture, x=x, y=y)

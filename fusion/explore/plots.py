@@ -19,16 +19,10 @@ from fusion.cube.grid import Grid
 from fusion.cube.spectrum import DROPPED
 from fusion.explore import tables
 from fusion.observe.scene import Scene
+from fusion.service.pictures import COLOURS, STATUS
 
 MEAN, SPREAD = "viridis", "magma"
 """perceptually uniform and safe for colour-blind readers"""
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-"""Okabe and Ito's colour-blind safe palette (Color Universal Design, 2008)"""
-STATUS = {
-    "OK": "#009E73", "NO_DATA": "#BDBDBD", "NOT_CONVERGED": "#E69F00", "MISFIT": "#D55E00", "BAD_SAMPLES": "#CC79A7",
-    "READ_FAILED": "#56B4E9", "FAILED": "#000000", "PENDING": "#F5F5F5",
-}  # fmt: skip
-"""colour of a tile's status, of the same palette"""
 DIVERGING = "RdBu_r"
 """for what may be too high or too low; safe for colour-blind readers"""
 

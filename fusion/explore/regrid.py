@@ -88,8 +88,9 @@ def _target(source: GeoBox, like: Any, crs: Any, resolution: float | None) -> Ge
         if crs is None:
             assert resolution is not None
             edges = source.boundingbox
-            shape = [math.ceil(round(span / resolution, 6)) for span in (edges.span_y, edges.span_x)]
-            return GeoBox(shape, Affine(resolution, 0, edges.left, 0, -resolution, edges.top), source.crs)
-        return source.to_crs(crs, resolution=resolution if resolution is not None else "auto")
+            rows, cols = (math.ceil(round(span / resolution, 6)) for span in (edges.span_y, edges.span_x))
+            return GeoBox((rows, cols), Affine(resolution, 0, edges.left, 0, -resolution, edges.top), source.crs)
+        asked: Any = resolution if resolution is not None else "auto"
+        return source.to_crs(crs, resolution=asked)
     except (ValueError, RuntimeError) as error:
         raise JobError(f"no grid can be made in {crs!r} at {resolution}: {error}") from error

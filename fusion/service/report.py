@@ -5,34 +5,40 @@ from __future__ import annotations
 import base64
 import html
 import io
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg", force=False)
+import matplotlib.dates as mdates
 import numpy as np
-import pandas as pd
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
 
 from fusion.cube.spectrum import Response
-from fusion.errors import StoreError
-from fusion.service.plan import Plan, calendar_of_looks
+from fusion.errors import SensorError, StoreError
+from fusion.infer.posterior import Status
+from fusion.observe.sensor import sensor as sensor_of
+from fusion.service.pictures import COLOURS, STATUS, stretch
+from fusion.service.plan import Plan
 from fusion.service.policy import interval
 from fusion.service.store import CubeStore
 from fusion.service.template import CODES
 
 RGB = ((655.0, 37.0), (561.0, 57.0), (482.0, 60.0))
 """(centre, width) nm of red, green and blue: the Landsat 8 OLI bands, by which eyes are used to judge such pictures"""
-COLOURS = {
-    "OK": "#3b7a57", "NO_DATA": "#bdbdbd", "NOT_CONVERGED": "#e69f00", "MISFIT": "#d55e00", "BAD_SAMPLES": "#cc79a7",
-    "READ_FAILED": "#56b4e9", "FAILED": "#7b0000", "PENDING": "#f5f5f5",
-}
 EDGE = 900
 """pixels: larger cubes are thinned for the pictures"""
+
+OTHER = {
+    "FAILED": "The task itself failed, after retries; `fusion status` tells why, `fusion resume` tries again.",
+    "PENDING": "Not yet run: `fusion resume` goes on.",
+}
 
 
 def png(figure: Figure) -> bytes:
@@ -42,118 +48,143 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _heat(names: list[str], table: NDArray[np.float64], times: NDArray[np.datetime64]) -> bytes:
-    figure = Figure(figsize=(10, 0.8 + 0.35 * len(names)))
+def _ticks(looks: Mapping[str, Sequence[Any]], first: np.datetime64, last: np.datetime64) -> bytes:
+    """One row of ticks per sensor; the latent times are the grey lines behind them."""
+    figure = Figure(figsize=(10, 1.1 + 0.38 * len(looks)), layout="constrained")
     axes = figure.subplots()
-    picture = axes.imshow(table, aspect="auto", cmap="viridis", interpolation="nearest", vmin=0)
-    axes.set_yticks(range(len(names)), names)
-    ticks = np.unique(np.linspace(0, times.size - 1, min(10, times.size)).astype(int))
-    axes.set_xticks(ticks, [str(np.datetime_as_string(times[i], "D")) for i in ticks], rotation=30, ha="right")
-    axes.set_xlabel("latent time")
-    figure.colorbar(picture, ax=axes, label="scenes")
+    for row, times in enumerate(looks.values()):
+        axes.plot(np.array(times, "datetime64[us]"), np.full(len(times), row), "|", ms=13, mew=1.8, color=COLOURS[row % len(COLOURS)])
+    axes.set_yticks(range(len(looks)), [f"{name} ({len(times)})" for name, times in looks.items()])
+    axes.set_ylim(len(looks) - 0.4, -0.6)
+    day = np.timedelta64(1, "D")
+    axes.set_xlim(first - day, last + day)  # type: ignore[arg-type]  # matplotlib converts dates
+    axes.xaxis.set_major_formatter(mdates.ConciseDateFormatter(mdates.AutoDateLocator()))
+    axes.set_xlabel("date (UTC)")
+    axes.grid(axis="x", alpha=0.3)
+    for side in ("top", "left", "right"):
+        axes.spines[side].set_visible(False)
     return png(figure)
+
+
+def _looks(items: Mapping[str, Sequence[dict[str, Any]]], times: NDArray[np.datetime64]) -> bytes:
+    found = {name: [first + (last - first) // 2 for first, last in map(interval, listed)] for name, listed in items.items()}
+    dates = np.concatenate([np.array(listed, "datetime64[us]") for listed in (*found.values(), times[[0, -1]])])
+    return _ticks(found, dates.min(), dates.max())
 
 
 def calendar_picture(plan: Plan) -> bytes:
     """The calendar of looks of a plan, PNG."""
-    names, table = calendar_of_looks(plan)
-    return _heat(names, table, plan.cube.calendar.times)
-
-
-def _calendar(store: CubeStore) -> bytes:
-    times = store.cube.calendar.times
-    items = store.items()
-    table = np.zeros((len(items), times.size))
-    for row, name in enumerate(items):
-        for item in items[name]:
-            first, last = interval(item)
-            table[row, int(np.abs(times - (first + (last - first) // 2)).argmin())] += 1
-    return _heat(list(items), table, times)
+    return _looks(plan.found.items, plan.cube.calendar.times)
 
 
 def _maps(store: CubeStore) -> bytes:
     """RGB of the posterior mean at the middle time, and the posterior sd of red."""
     cube = store.cube
-    weights, mean, _ = cube.basis.responses(tuple(Response.gaussian(*band) for band in RGB))
+    weights, mean, floor = cube.basis.responses(tuple(Response.gaussian(*band) for band in RGB))
     middle = len(cube.calendar) // 2
     step = max(1, int(np.ceil(max(cube.grid.shape) / EDGE)))
     where = (middle, slice(None), slice(None, None, step), slice(None, None, step))
     z = np.asarray(store.group["mean"][where])
-    rgb = np.einsum("bk,kyx->byx", weights, z) + mean[:, None, None]
+    rgb = np.einsum("bk,kyx->yxb", weights, z) + mean
     # components are taken for independent here: a picture of where the cube is sure, not a number to use
-    sd = np.sqrt(np.einsum("bk,kyx->byx", weights[:1] ** 2, np.asarray(store.group["sd"][where]) ** 2))[0]
-    figure = Figure(figsize=(11, 5))
-    left, right = figure.subplots(1, 2)
+    sd = np.sqrt(np.einsum("bk,kyx->byx", weights[:1] ** 2, np.asarray(store.group["sd"][where]) ** 2)[0] + floor[0])
+    figure = Figure(figsize=(11, 4.9), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
     day = str(np.datetime_as_string(cube.calendar.times[middle], "D"))
-    seen = np.isfinite(rgb).all(0)
-    low, high = np.percentile(rgb[:, seen], (1, 99)) if seen.any() else (0.0, 1.0)
-    shown = np.clip((rgb - low) / max(high - low, 0.02), 0, 1)
     box = cube.grid.bounds
     extent = (box.left / 1000, box.right / 1000, box.bottom / 1000, box.top / 1000)
-    left.imshow(np.moveaxis(np.where(seen, shown, 0.9), 0, -1), extent=extent, interpolation="nearest")
-    left.set_title(f"posterior mean, red green blue, {day}")
-    picture = right.imshow(sd, cmap="cividis", extent=extent, interpolation="nearest")
-    right.set_title(f"posterior sd of red (655 nm), {day}")
-    figure.colorbar(picture, ax=right, label="reflectance", shrink=0.8)
+    shown = stretch(rgb)
+    left.imshow(np.where(np.isfinite(shown), shown, 0.9), extent=extent, interpolation="nearest")
+    left.set_title(f"posterior mean: red, green, blue, {day}")
+    picture = right.imshow(sd, cmap="magma", extent=extent, interpolation="nearest")
+    right.set_title(f"posterior standard deviation of red, {day}")
+    figure.colorbar(picture, ax=right, label="reflectance", shrink=0.85)
     for axes in (left, right):
-        axes.set_xlabel("easting, km")
-        axes.set_ylabel("northing, km")
+        axes.set_xlabel("easting (km)")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+    left.set_ylabel("northing (km)")
     return png(figure)
 
 
 def _statuses(status: NDArray[np.uint8]) -> bytes:
     codes = sorted(CODES.values())
     names = {code: name for name, code in CODES.items()}
-    figure = Figure(figsize=(6, 4.5))
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
-    colours = ListedColormap([COLOURS[names[c]] for c in codes])
+    colours = ListedColormap([STATUS[names[c]] for c in codes])
     axes.imshow(np.searchsorted(codes, status), cmap=colours, norm=BoundaryNorm(np.arange(len(codes) + 1) - 0.5, len(codes)))
     for code in np.unique(status):
-        axes.plot([], [], "s", color=COLOURS[names[int(code)]], label=f"{names[int(code)]}: {int((status == code).sum())}")
+        name = names[int(code)]
+        axes.plot([], [], "s", ms=10, mec="0.6", color=STATUS[name], label=f"{name}: {int((status == code).sum())}")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    axes.set_xlabel("tile column")
-    axes.set_ylabel("tile row")
+    for axis, count, label in ((axes.xaxis, status.shape[1], "tile column"), (axes.yaxis, status.shape[0], "tile row")):
+        axis.set_ticks(np.arange(0, count, -(-count // 10)))
+        axis.set_label_text(label)
     return png(figure)
 
 
-def _chi(store: CubeStore, chi: NDArray[np.float32]) -> bytes:
-    figure = Figure(figsize=(7, 0.8 + 0.5 * len(chi)))
+def _chi(names: Sequence[str], chi: NDArray[np.float32]) -> bytes:
+    """A dot per tile and the median; a tile's place across its row is arbitrary."""
+    figure = Figure(figsize=(10, 1.1 + 0.45 * len(names)), layout="constrained")
     axes = figure.subplots()
-    values = [row[np.isfinite(row)] for row in chi]
-    axes.boxplot([v if v.size else [np.nan] for v in values], orientation="horizontal", tick_labels=list(store.layout.sensors))
-    axes.axvline(1.0, color="0.6", lw=1)
-    axes.set_xlabel("reduced chi-square per tile (1 = residuals as large as the noise says)")
+    for row, values in enumerate(chi):
+        one = values[np.isfinite(values) & (values > 0)]
+        spread = 0.3 * (np.arange(one.size) * 0.618034 % 1 - 0.5)
+        axes.plot(one, row + spread, "o", ms=5, alpha=0.6, zorder=3, color=COLOURS[row % len(COLOURS)])
+        if one.size:
+            axes.plot(np.median(one), row, "|", ms=24, mew=2.5, color="0.1")
+    axes.axvline(1.0, color="0.5", lw=1, zorder=0)
+    axes.set_xscale("log")
+    low, high = (float(v) for v in np.nanpercentile(np.where(chi > 0, chi, np.nan), (0, 100)))
+    axes.set_xlim(min(low, 0.3) / 1.2, max(high, 3) * 1.2)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlabel("reduced chi-square of a tile (log scale); bar: median")
+    axes.grid(axis="x", alpha=0.3)
     return png(figure)
 
 
-def validation_picture(values: pd.DataFrame) -> bytes:
-    """How honest the predictions of hidden scenes were, PNG: probability integral transforms, and coverage against its claim."""
-    figure = Figure(figsize=(10, 4))
-    left, right = figure.subplots(1, 2)
-    claims = np.linspace(0.05, 0.99, 48)
-    for name, group in values.groupby("sensor", observed=True):
-        z = ((group["measured"] - group["predicted"]) / group["sd"]).to_numpy()
-        left.hist(ndtr(z), bins=20, range=(0, 1), density=True, histtype="step", lw=1.5, label=str(name))
-        right.plot(claims, [(np.abs(z) < ndtri(0.5 + p / 2)).mean() for p in claims], lw=1.5, label=str(name))
-    left.axhline(1.0, color="0.6", lw=1)
-    left.set(xlabel="probability integral transform of hidden values", ylabel="density (flat at 1 where calibrated)", xlim=(0, 1))
-    right.plot([0, 1], [0, 1], color="0.6", lw=1)
-    right.set(xlabel="claimed coverage", ylabel="share of hidden values inside", xlim=(0, 1), ylim=(0, 1))
-    right.legend(frameon=False)
-    return png(figure)
-
-
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}}
-img{{max-width:100%}}table{{border-collapse:collapse}}td,th{{padding:.2em .8em .2em 0;text-align:left;vertical-align:top;
-border-bottom:1px solid #ddd}}.simulated{{background:#fff3cd;padding:.5em 1em}}</style>
-<h1>{title}</h1>{body}</html>
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
+<link rel="icon" href="data:,">
+<style>
+body{{font:15px/1.55 system-ui,sans-serif;max-width:1060px;margin:2em auto;padding:0 1.2em;color:#1f2933}}
+h1{{font-size:1.7em;margin:0 0 .4em}} h2{{font-size:1.2em;margin:2em 0 .4em;border-bottom:2px solid #00796b;padding-bottom:.15em}}
+img{{max-width:100%;display:block;margin:.4em 0}} p{{margin:.5em 0;max-width:52em}}
+table{{border-collapse:collapse;margin:.6em 0}} td,th{{padding:.25em 1em .25em 0;text-align:left;vertical-align:top;
+border-bottom:1px solid #e4e7eb;overflow-wrap:anywhere}} td:first-child{{white-space:nowrap}} th{{font-weight:600;white-space:nowrap}}
+.warn{{background:#fff3cd;border-left:4px solid #e69f00;padding:.5em 1em}} .small{{color:#52606d;font-size:.92em}}
+.dot{{display:inline-block;width:.8em;height:.8em;border:1px solid #999;border-radius:2px;margin-right:.5em}}
+pre{{background:#f5f7fa;padding:.8em 1em;overflow-x:auto}} details{{margin:.6em 0}} summary{{cursor:pointer}}
+</style></head><body><h1>{title}</h1>
+{body}
+</body></html>
 """
 
 
-def _table(rows: list[tuple[Any, ...]]) -> str:
+def _table(rows: Sequence[tuple[Any, ...]], head: Sequence[str] = ()) -> str:
+    top = "<tr>" + "".join(f"<th>{html.escape(h)}</th>" for h in head) + "</tr>" if head else ""
     cells = ("".join(f"<td>{html.escape(str(c))}</td>" for c in row) for row in rows)
-    return "<table>" + "".join(f"<tr>{c}</tr>" for c in cells) + "</table>"
+    return f"<table>{top}" + "".join(f"<tr>{c}</tr>" for c in cells) + "</table>"
+
+
+def _folded(summary: str, inside: str) -> str:
+    return f"<details><summary>{html.escape(summary)}</summary>{inside}</details>"
+
+
+def _meanings(status: NDArray[np.uint8]) -> str:
+    """What each status that occurs means."""
+    rows = []
+    for name, code in CODES.items():
+        if count := int((status == code).sum()):
+            text = Status[name].value if name in Status.__members__ else OTHER[name]
+            dot = f'<span class="dot" style="background:{STATUS[name]}"></span>'
+            rows.append(f"<tr><td>{dot}{name}</td><td>{count}</td><td>{html.escape(text)}</td></tr>")
+    return "<table><tr><th>status</th><th>tiles</th><th>what it means</th></tr>" + "".join(rows) + "</table>"
 
 
 def _picture(data: bytes, text: str) -> str:
@@ -185,27 +216,48 @@ def page(store: CubeStore) -> str:
     for record in records.values():
         for scene in record.get("failed_scenes") or []:
             unread.setdefault((str(scene.get("sensor")), str(scene.get("id"))), str(scene.get("reason")))
-    facts: list[tuple[Any, ...]] = [
-        ("cube", store.url), ("area", f"{grid.shape[1]} x {grid.shape[0]} px of {grid.resolution:g} m, {grid.crs}"),
-        ("times", f"{times.size}, {day[0]} to {day[1]}"), ("components", store.cube.basis.rank), ("draws", store.layout.draws),
-        ("tiles", f"{len(records)} of {status.size} committed"), ("fingerprint", about["fingerprint"]),
-    ]
+    sensors = store.items()
     body = []
     if simulated:
-        body.append(f'<p class="simulated">The scenes of {simulated} tiles are simulated: this cube shows no real place.</p>')
-    body.append(_table(facts))
+        said = "The scenes of all tiles are" if simulated == len(records) else f"The scenes of {simulated} of {len(records)} tiles are"
+        body.append(f'<p class="warn">{said} simulated: this cube shows no real place.</p>')
+    if len(records) < status.size:
+        body.append(
+            f'<p class="warn">{status.size - len(records)} of {status.size} tiles are not there yet: '
+            "<code>fusion resume</code> with the address below goes on.</p>"
+        )
+    body.append(_table([
+        ("area", f"{grid.shape[1]} x {grid.shape[0]} pixels of {grid.resolution:g} m, {grid.crs}"),
+        ("times", f"{times.size}, {day[0]} to {day[1]}"), ("tiles", f"{len(records)} of {status.size} committed"),
+        ("spectrum", f"{store.cube.basis.rank} components"), ("posterior draws", store.layout.draws),
+        ("engine", (about["job"].get("engine") or {}).get("name", "")), ("address", store.url), ("fingerprint", about["fingerprint"]),
+    ]))  # fmt: skip
     body.append("<h2>The cube</h2>" + _picture(_maps(store), "posterior mean and standard deviation"))
-    body.append("<h2>Looks</h2>" + _picture(_calendar(store), "calendar of looks"))
-    body.append(_table([("sensor", "scenes"), *((n, len(i)) for n, i in store.items().items())]))
-    body.append("<h2>Tiles</h2>" + _picture(_statuses(status), "status of every tile"))
+    body.append('<p class="small">Bright on the right: where the cube is least sure, for want of clear looks. Numbers to work with, '
+                "for any band, wavelength or index, come from Python:</p>")  # fmt: skip
+    body.append(f"<pre>import fusion\ncube = fusion.open_cube({html.escape(repr(store.url))})\n"
+                'cube.fusion.index("NDVI")          # mean, sd and draws</pre>')  # fmt: skip
+    body.append("<h2>Looks</h2>" + _picture(_looks(sensors, times), "calendar of looks"))
+    body.append(_table([(n, sensor_title(n), len(i)) for n, i in sensors.items()], ("sensor", "product", "scenes")))
+    body.append("<h2>Tiles</h2>" + _picture(_statuses(status), "status of every tile") + _meanings(status))
     if np.isfinite(chi).any():
-        body.append("<h2>Agreement</h2>" + _picture(_chi(store, chi), "chi-square per sensor"))
+        body.append("<h2>Do the data agree with the cube?</h2>" + _picture(_chi(store.layout.sensors, chi), "chi-square per sensor"))
+        body.append('<p class="small">1: the residuals are as large as the noise says. Far above: unmasked cloud, misregistration or '
+                    "change that the model does not know. Far below: noise or effects were allowed for that these data do not "
+                    "have.</p>")  # fmt: skip
     if unread:
-        body.append(f"<h2>Scenes that could not be read ({len(unread)})</h2>")
-        body.append(_table([(*key, reason) for key, reason in sorted(unread.items())[:200]]))
-    notes = list(about["provenance"].get("notes") or [])
-    if notes:
+        rows = [(*key, reason) for key, reason in sorted(unread.items())[:200]]
+        body.append(f"<h2>Scenes that could not be read ({len(unread)})</h2>" + _table(rows, ("sensor", "scene", "reason")))
+    if notes := list(about["provenance"].get("notes") or []):
         body.append("<h2>Notes of the search</h2>" + _table([(note,) for note in notes[:200]]))
-    versions = about["provenance"].get("versions") or {}
-    body.append("<h2>Made with</h2>" + _table(sorted(versions.items())))
+    body.append("<h2>Made with</h2>" + _folded("versions", _table(sorted((about["provenance"].get("versions") or {}).items()))))
+    body.append(_folded("the job", f"<pre>{html.escape(json.dumps(about['job'], indent=2, default=str))}</pre>"))
     return PAGE.format(title=html.escape(f"{about['job'].get('name', 'cube')}: fused cube"), body="\n".join(body))
+
+
+def sensor_title(name: str) -> str:
+    """What a sensor is, if its plug-in is installed here."""
+    try:
+        return sensor_of(name).title
+    except SensorError:
+        return "not installed here"

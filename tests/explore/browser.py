@@ -47,6 +47,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def listening(port: int, seconds: float = 60.0) -> None:
+    """Waits until somebody listens on a local port."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
+
+
 class Browser:
     """One window; use it in a `with` block."""
 
