@@ -31,6 +31,12 @@ app = typer.Typer(
 jobs = typer.Typer(no_args_is_help=True, help="Job files: write one to start from, print their schema.")
 app.add_typer(jobs, name="job")
 _VERBOSE = [0]
+ORIGINS = {
+    "copied": "copied as they were", "continued": "continued: early times kept, late ones fitted again",
+    "refitted": "refitted over all times, because old and new fit differ too much at the join or nothing was to be kept",
+    "fused": "fused anew: not in the old cube, cut by its edge, failed or damaged there",
+}
+"""how tiles of a cube that continues another came about"""
 
 JobFile = Annotated[Path, typer.Argument(help="the job file (TOML); `fusion job init` writes one", show_default=False)]
 Store = Annotated[str, typer.Argument(help="the cube: a local path, s3://, gs:// or az:// address", show_default=False)]
@@ -137,12 +143,36 @@ def resume(
         _ended(running.resume(store, scheduler=scheduler), report)
 
 
+@app.command()
+def extend(
+    store: Store, to: Annotated[str, typer.Argument(help="address of the larger cube", show_default=False)],
+    end: Annotated[str | None, typer.Option(help="new end of the period, 2024-12-31")] = None,
+    bbox: Annotated[
+        tuple[float, float, float, float] | None, typer.Option(help="west south east north in degrees: the area to add")
+    ] = None,
+    overlap: Annotated[float, typer.Option(help="days before the first new date that are fitted again")] = 64.0,
+    tolerance: Annotated[float, typer.Option(help="posterior sd: a tile whose old and new fit differ more is refitted whole")] = 0.1,
+    scheduler: Scheduler = None,
+    report: Annotated[bool, typer.Option(help="write an HTML report beside the cube at the end")] = True,
+) -> None:
+    """Make a larger cube of a cube: later dates, more area; what they do not change is taken over. The old cube stays as it is."""
+    from fusion.service import extend as extending
+
+    with explained():
+        _ended(extending.extend(
+            store, to, end=end, bbox=bbox, overlap=overlap, tolerance=tolerance, scheduler=scheduler
+        ), report)
+
+
 def _ended(summary: "Summary", report: bool) -> None:  # type: ignore[name-defined]  # noqa: F821, UP037
     from fusion.service.report import write_report
 
     out.print(summary.line(), markup=False, highlight=False)
     for name, count in sorted(summary.statuses.items()):
         out.print(f"  {name}: {count}", markup=False)
+    for name, meaning in ORIGINS.items():
+        if summary.origins[name]:
+            out.print(f"  {summary.origins[name]} tiles {meaning}", markup=False)
     for index, reason in list(summary.failed.items())[:10]:
         err.print(f"  tile {index} failed: {reason}", markup=False, highlight=False)
     out.print(f"cube: {summary.url}", markup=False, highlight=False, soft_wrap=True)

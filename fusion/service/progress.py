@@ -28,6 +28,8 @@ class Summary:
     failed: dict[tuple[int, int], str] = field(default_factory=dict)
     """tiles given up by this run, with the reason"""
     statuses: Counter[str] = field(default_factory=Counter)
+    origins: Counter[str] = field(default_factory=Counter)
+    """of a cube that continues another: how many tiles were copied, continued, refitted, fused"""
     unread: int = 0
     """scene windows that could not be read"""
     chi_square: dict[str, tuple[float, int]] = field(default_factory=dict)
@@ -41,6 +43,8 @@ class Summary:
         """Counts one committed tile."""
         self.done += 1
         self.statuses[str(brief.get("status"))] += 1
+        if brief.get("how"):
+            self.origins[str(brief["how"])] += 1
         self.unread += int(brief.get("failed") or 0)
         for name, value in (brief.get("chi_square") or {}).items():
             if value is not None:

@@ -28,6 +28,7 @@ from fusion.errors import FusionError, JobError, StoreError
 from fusion.observe.sensor import sensor
 from fusion.service.catalog import Found, find
 from fusion.service.cluster import connected
+from fusion.service.continued import before_of, continue_tile
 from fusion.service.job import Job, check
 from fusion.service.objects import normal_url
 from fusion.service.plan import Plan, make_plan
@@ -127,7 +128,8 @@ def fuse(store: CubeStore, job: Job, *, fit: Fit | None = None, progress: str = 
                 learn_population(client, store, job, options)
             todo = (i for i in np.ndindex(down, across) if i not in done)
             try:
-                _Drive(client, store, job, summary, show, options).over(todo)
+                task = continue_tile if before_of(store) else fuse_tile
+                _Drive(client, store, job, summary, show, options, task=task).over(todo)
             except KeyboardInterrupt:
                 summary.cancelled = True
                 log.warning("stopped: %d of %d tiles are committed; `fusion resume %s` continues",

@@ -36,7 +36,6 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.errors import BaseZarrError
 
 from fusion.cube.cube import Cube
 from fusion.cube.grid import Tile
@@ -46,6 +45,10 @@ from fusion.service.template import CODES, DRAW_STEP, Layout, write_template
 
 FORMAT = 1
 NAME = re.compile(r"^(\d{1,9})\.(\d{1,9})\.json$")
+
+
+class Damaged(StoreError):
+    """A tile whose data are not what was written."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,14 @@ class CubeStore:
         record: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Writes one tile's core (T, K, Y, X), then its record; may be repeated. Arrays may be the padded tile or its core."""
+        blocks = self.blocks_of(tile, mean=mean, sd=sd, draws=draws, canonical_var=canonical_var, decomposition=decomposition)
+        return self.write_blocks(tile, blocks, record)
+
+    def blocks_of(
+        self, tile: Tile, *, mean: NDArray[np.float32], sd: NDArray[np.float32], draws: NDArray[np.float32] | None = None,
+        canonical_var: NDArray[np.float32] | None = None, decomposition: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        """What the arrays hold of one tile: array name -> its core, encoded as the array is."""
         rows, cols = self.layout.checked(tile)
         core = (slice(0, rows.stop - rows.start), slice(0, cols.stop - cols.start))
         if mean.shape[-2:] == tile.grid.shape and tile.halo:
@@ -184,6 +195,11 @@ class CubeStore:
             given = decomposition or {}
             empty = np.full(mean.shape[1:], np.nan, np.float32)
             blocks["decomposition"] = np.stack([_block(np.asarray(given.get(v, empty)), core) for v in self.layout.levels])
+        return blocks
+
+    def write_blocks(self, tile: Tile, blocks: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes one tile's blocks, then its record with their checksums; may be repeated."""
+        rows, cols = self.layout.checked(tile)
         sums = {}
         for name, block in blocks.items():
             where = (*self.layout.arrays()[name].shape[:-2], rows.stop - rows.start, cols.stop - cols.start)
@@ -191,10 +207,24 @@ class CubeStore:
                 raise StoreError(f"tile {tile.index}: {name} has shape {block.shape}, the store wants {where}")
             with store_errors(self.url, f"writing {name} of tile {tile.index}"):
                 self.group[name][..., rows, cols] = block
-            sums[name] = zlib.crc32(block.tobytes())
+            sums[name] = zlib.crc32(np.ascontiguousarray(block).tobytes())
         document = {**finite(dict(record)), "tile": list(tile.index), "crc32": sums}
         self.objects.put(f"status/tiles/{tile.index[0]}.{tile.index[1]}.json", document)
         return document
+
+    def read_blocks(self, tile: Tile) -> dict[str, NDArray[Any]]:
+        """One committed tile's blocks as they were written; Damaged if they are not, StoreError if they cannot be reached."""
+        sums = self.record(tile.index).get("crc32")
+        blocks = {}
+        for name in self.layout.pixels():
+            try:
+                with store_errors(self.url, f"reading {name} of tile {tile.index}"):
+                    blocks[name] = np.asarray(self.group[name][..., tile.window[0], tile.window[1]])
+            except (ValueError, KeyError, TypeError, RuntimeError) as error:  # what codecs raise for bytes that are not theirs
+                raise Damaged(f"{self.url}: tile {tile.index}: {name} cannot be read: {str(error)[:200]}") from error
+            if not isinstance(sums, dict) or zlib.crc32(blocks[name].tobytes()) != sums.get(name):
+                raise Damaged(f"{self.url}: tile {tile.index}: {name}: the checksum is not the one of when it was written")
+        return blocks
 
     def write_failure(self, index: tuple[int, int], message: str) -> None:
         """Notes that a tile's task failed; `resume` tries it again."""
@@ -241,6 +271,10 @@ class CubeStore:
         """The tiles that are complete: one listing, no reads."""
         return set(self._listed("tiles"))
 
+    def has(self, index: tuple[int, int]) -> bool:
+        """Whether one tile is complete."""
+        return min(index) >= 0 and self.objects.get(f"status/tiles/{index[0]}.{index[1]}.json") is not None
+
     def failed(self) -> set[tuple[int, int]]:
         """The tiles whose last attempt failed and that are not committed since."""
         return set(self._listed("failed")) - self.committed()
@@ -277,13 +311,9 @@ class CubeStore:
 
     def _damage(self, tile: Tile) -> Sequence[Finding]:
         try:
-            sums = self.record(tile.index)["crc32"]
-            for name in self.layout.pixels():
-                block = np.asarray(self.group[name][..., tile.window[0], tile.window[1]])
-                if zlib.crc32(block.tobytes()) != sums[name]:
-                    return [Finding("damaged", tile.index, f"{name}: the checksum is not the one of when it was written")]
-        except (BaseZarrError, OSError, ValueError, KeyError, TypeError, RuntimeError, FusionError) as error:
-            return [Finding("damaged", tile.index, f"cannot be read: {str(error)[:200]}")]
+            self.read_blocks(tile)
+        except FusionError as error:
+            return [Finding("damaged", tile.index, str(error)[:300])]
         return []
 
     def forget(self, index: tuple[int, int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,6 +18,7 @@ from fusion.infer.posterior import Status
 from fusion.service.job import Job
 from fusion.service.objects import finite
 from fusion.service.plan import Coverage, halo_of, tile_at
+from fusion.service.policy import Item
 from fusion.service.reading import look
 from fusion.service.store import CubeStore
 
@@ -44,6 +45,11 @@ class Desk:
         """The padded tile at an index."""
         return tile_at(self.store.cube.grid, self.store.layout.core, self.halo, index)
 
+    def origin(self, tile: Tile) -> tuple[int, int]:
+        """Row and column of a padded tile's first pixel, counted from where the first of the cubes that this one continues began."""
+        row, col = self.store.provenance.get("anchor", (0, 0))
+        return tile.origin[0] + row, tile.origin[1] + col
+
 
 @lru_cache(maxsize=4)
 def desk(url: str, fingerprint: str) -> Desk:
@@ -69,20 +75,15 @@ def fuse_tile(
 ) -> dict[str, Any]:
     """Fuses and commits one tile; returns its record without what is long.  A committed tile is not fused again."""
     at = desk(url, fingerprint)
-    if index in _committed(at.store, index):
-        return {**_brief(at.store.record(index)), "repeated": False, "skipped": True}
+    if done := skipped(at.store, index):
+        return done
     began = time.perf_counter()
     tile = at.tile(index)
-    shared = region(url, fingerprint) if at.job.engine.pool else None
-    posterior, record = _fused(at, tile, fit, read_retries, shared)
-    written = at.store.write_tile(
-        tile, mean=posterior.mean, sd=posterior.sd, draws=posterior.draws if at.store.layout.draws else None,
-        canonical_var=getattr(posterior, "canonical_var", None), decomposition=getattr(posterior, "decomposition", None),
-        record=record,
-    )
+    posterior, record = fused(at, tile, fit, read_retries, region(url, fingerprint) if at.job.engine.pool else None)
+    made = at.store.write_tile(tile, **kept_of(posterior, at.store), record=record)
     SECONDS.labels("all").observe(time.perf_counter() - began)
     TILES.labels(record["status"]).inc()
-    return {**_brief(written), "seconds": time.perf_counter() - began}
+    return {**brief(made), "seconds": time.perf_counter() - began}
 
 
 def pilot_tile(
@@ -94,19 +95,29 @@ def pilot_tile(
     at = desk(url, fingerprint)
     key, name = f"status/pilots/{index[0]}.{index[1]}.json", f"{index[0]}.{index[1]}"
     if at.store.objects.get(key) is None:
-        posterior, record = _fused(at, at.tile(index), fit, read_retries, None)
+        posterior, record = fused(at, at.tile(index), fit, read_retries, None)
         told = summarise(posterior, name) if record["status"] != Status.NO_DATA.name else None
         at.store.objects.put(key, finite(told))
     return {"tile": index, "status": "OK"}
 
 
-def _committed(store: CubeStore, index: tuple[int, int]) -> set[tuple[int, int]]:
-    return {index} if store.objects.get(f"status/tiles/{index[0]}.{index[1]}.json") is not None else set()
+def skipped(store: CubeStore, index: tuple[int, int]) -> dict[str, Any] | None:
+    """What a task returns for a tile that is committed already; None if it is not."""
+    return {**brief(store.record(index)), "skipped": True} if store.has(index) else None
 
 
-def _brief(record: dict[str, Any]) -> dict[str, Any]:
-    brief = {k: record.get(k) for k in ("tile", "status", "chi_square", "looks")}
-    return brief | {"failed": len(record.get("failed_scenes") or [])}
+def brief(record: dict[str, Any]) -> dict[str, Any]:
+    """A tile's record without what is long."""
+    short = {k: record.get(k) for k in ("tile", "status", "chi_square", "looks")}
+    return {**short, "failed": len(record.get("failed_scenes") or []), "how": (record.get("continued") or {}).get("how")}
+
+
+def kept_of(posterior: Any, store: CubeStore) -> dict[str, Any]:
+    """What a store keeps of a posterior, as its writers take it."""
+    return {
+        "mean": posterior.mean, "sd": posterior.sd, "draws": posterior.draws if store.layout.draws else None,
+        "canonical_var": getattr(posterior, "canonical_var", None), "decomposition": getattr(posterior, "decomposition", None),
+    }
 
 
 def _engines() -> Fit:
@@ -116,18 +127,24 @@ def _engines() -> Fit:
     return fit
 
 
-def _fused(
-    at: Desk, tile: Tile, fit: Fit | None, read_retries: int, shared: Any
+def fused(
+    at: Desk, tile: Tile, fit: Fit | None, read_retries: int, shared: Any, *, cube: Cube | None = None,
+    items: Mapping[str, Sequence[Item]] | None = None, prior: Any = None,
 ) -> tuple[Any, dict[str, Any]]:
-    """The posterior of a tile and its record."""
-    engine, cube = at.job.engine, Cube(tile.grid, at.store.cube.calendar, at.store.cube.basis)
+    """The posterior of a tile and its record.
+
+    shared: the population whose prior the tile gets. cube, items, prior: other times than the store's, with the scenes that
+    count then, and the prior of theta.
+    """
+    engine = at.job.engine
+    cube = cube or Cube(tile.grid, at.store.cube.calendar, at.store.cube.basis)
     began = time.perf_counter()
-    observations, record = look(at.coverage.of(tile), tile, cube, read_retries)
+    observations, record = look(at.coverage.of(tile) if items is None else items, tile, cube, read_retries)
     SECONDS.labels("read").observe(time.perf_counter() - began)
-    extra = {} if shared is None else {"prior": shared.prior(f"{tile.index[0]}.{tile.index[1]}")}
+    prior = prior if shared is None else shared.prior(f"{tile.index[0]}.{tile.index[1]}")
     posterior = (fit or _engines())(
-        observations, cube, engine=engine.name, draws=at.job.output.draws, seed=engine.seed, origin=tile.origin,
-        **engine.settings, **extra,
+        observations, cube, engine=engine.name, draws=at.job.output.draws, seed=engine.seed, origin=at.origin(tile),
+        **engine.settings, **({} if prior is None else {"prior": prior}),
     )
     core = (..., *tile.core)
     if not (np.isfinite(posterior.mean[core]).all() and np.isfinite(posterior.sd[core]).all()):

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from distributed import as_completed
+from matplotlib.figure import Figure
+from scipy.special import ndtr, ndtri
 
 from fusion.cube.cube import Cube
 from fusion.cube.grid import Tile
@@ -52,6 +54,8 @@ class Exam:
     read_retries: int
     most: int
     """acquisitions that are left out"""
+    origin: Index
+    """global row and column of the padded tile's first pixel"""
     theta: Mapping[str, Any] | None = None
     """what a committed tile learned; None = learned anew"""
 
@@ -80,12 +84,10 @@ class Validation:
 
     def write(self, path: Path) -> Path:
         """Writes the document to `path` and its picture beside it; returns the picture's path."""
-        from fusion.service.report import validation_picture
-
         picture = path.with_suffix(".png")
         try:
             path.write_text(json.dumps(self.document(), indent=1) + "\n")
-            picture.write_bytes(validation_picture(self.values))
+            calibration_picture(self.values).savefig(picture, dpi=110, bbox_inches="tight")
         except OSError as error:
             raise StoreError(f"{path} cannot be written: {error.strerror}; name another file") from error
         return picture
@@ -135,18 +137,18 @@ def validate(
 def _of_job(job: Job, tiles: int, looks: int) -> tuple[Job, str, list[Exam]]:
     made = plan(job)
     made.require()
-    return job, f"job {job.name!r}", _sampled(job, made.cube, Coverage(made.found.items), made.halo, tiles, looks, {})
+    return job, f"job {job.name!r}", _sampled(job, made.cube, Coverage(made.found.items), made.halo, tiles, looks, {}, (0, 0))
 
 
 def _of_store(store: CubeStore, tiles: int, looks: int) -> tuple[Job, str, list[Exam]]:
     job = Job.of(store.about["job"], f"the job in {store.url}")
     thetas = {index: store.record(index).get("theta") for index in store.committed()}
-    exams = _sampled(job, store.cube, Coverage(store.items()), halo_of(job, store.cube.grid), tiles, looks, thetas)
-    return job, store.url, exams
+    anchor, halo = store.provenance.get("anchor", (0, 0)), halo_of(job, store.cube.grid)
+    return job, store.url, _sampled(job, store.cube, Coverage(store.items()), halo, tiles, looks, thetas, anchor)
 
 
 def _sampled(
-    job: Job, cube: Cube, coverage: Coverage, halo: int, tiles: int, looks: int, thetas: Mapping[Index, Any]
+    job: Job, cube: Cube, coverage: Coverage, halo: int, tiles: int, looks: int, thetas: Mapping[Index, Any], anchor: Sequence[int],
 ) -> list[Exam]:
     """The exams of some tiles; of a cube, of committed ones first."""
     core = job.tiles.core
@@ -163,9 +165,26 @@ def _sampled(
         tile = tile_at(cube.grid, core, halo, index)
         exams.append(Exam(
             tile, Cube(tile.grid, cube.calendar, cube.basis), coverage.of(tile), job.engine, job.cluster.read_retries, looks,
-            thetas.get(index),
+            (tile.origin[0] + anchor[0], tile.origin[1] + anchor[1]), thetas.get(index),
         ))
     return exams
+
+
+def calibration_picture(values: pd.DataFrame) -> Figure:
+    """How honest the predictions of hidden scenes were: probability integral transforms, and coverage against its claim."""
+    figure = Figure(figsize=(10, 4))
+    left, right = figure.subplots(1, 2)
+    claims = np.linspace(0.05, 0.99, 48)
+    for name, group in values.groupby("sensor", observed=True):
+        z = ((group["measured"] - group["predicted"]) / group["sd"]).to_numpy()
+        left.hist(ndtr(z), bins=20, range=(0, 1), density=True, histtype="step", lw=1.5, label=str(name))
+        right.plot(claims, [(np.abs(z) < ndtri(0.5 + p / 2)).mean() for p in claims], lw=1.5, label=str(name))
+    left.axhline(1.0, color="0.6", lw=1)
+    left.set(xlabel="probability integral transform of hidden values", ylabel="density (flat at 1 where calibrated)", xlim=(0, 1))
+    right.plot([0, 1], [0, 1], color="0.6", lw=1)
+    right.set(xlabel="claimed coverage", ylabel="share of hidden values inside", xlim=(0, 1), ylim=(0, 1))
+    right.legend(frameon=False)
+    return figure
 
 
 def examine(exam: Exam, measure: Measure | None = None) -> tuple[pd.DataFrame, bool]:
@@ -179,7 +198,7 @@ def examine(exam: Exam, measure: Measure | None = None) -> tuple[pd.DataFrame, b
     observations, record = look(exam.items, exam.tile, exam.cube, exam.read_retries)
     if len(observations) < 2:
         raise FusionError(f"{len(observations)} acquisitions are clear here, so none can be left out")
-    asked, origin = exam.engine, exam.tile.origin
+    asked, origin = exam.engine, exam.origin
     theta = None if exam.theta is None else Hyper.from_attrs(exam.theta)
     if theta is None and measure is None:
         theta = fit(observations, exam.cube, engine=asked.name, draws=0, seed=asked.seed, origin=origin, **asked.settings).hyper
