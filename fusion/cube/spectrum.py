@@ -179,7 +179,8 @@ class SpectralBasis:
         correlated, size = leading(left, KEPT)
         residual = np.maximum(np.diag(left), 1e-7)
         source, shared = f"{library.source}, turned to {len(responses)} bands", correlated * np.sqrt(size)
-        return cls(library.wavelengths, library.mean, components, np.eye(rank), residual, source, correlated=shared)
+        errors = library.offsets, library.gains
+        return cls(library.wavelengths, library.mean, components, np.eye(rank), residual, source, *errors, correlated=shared)
 
     @classmethod
     def of_bands(

@@ -124,6 +124,7 @@ class Spectrum(Record):
     """WHICH COLOUR: the spectral basis of the latent field."""
 
     rank: int = Field(default=8, ge=1, le=64, description="components K")
+    flights: bool = Field(default=False, description="learn the basis also from the job's own imaging spectrometers, read coarsely first")
 
 
 class Engine(Record):
@@ -224,6 +225,7 @@ class Job(Record):
         """SHA-256 over what decides the cube's values; equal jobs have equal fingerprints on every machine."""
         document = self.document()
         values = {k: document[k] for k in ("sensors", "spectrum", "engine", "tiles")}
+        values["spectrum"] = {k: v for k, v in document["spectrum"].items() if v or k != "flights"}
         values["period"] = {k: v for k, v in document["period"].items() if v is not None}
         values |= {"grid": self.grid().to_attrs(), "times": self.calendar().to_attrs(), "draws": self.output.draws}
         text = json.dumps(values, sort_keys=True)

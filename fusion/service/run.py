@@ -14,7 +14,7 @@ import statistics
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -29,6 +29,7 @@ from fusion.observe.sensor import sensor
 from fusion.service.catalog import Found, find
 from fusion.service.cluster import connected
 from fusion.service.continued import before_of, continue_tile
+from fusion.service.flights import sharpened
 from fusion.service.job import Job, check
 from fusion.service.objects import normal_url
 from fusion.service.plan import Plan, make_plan
@@ -47,6 +48,8 @@ POLL = 0.02
 """seconds between looks at the tasks in flight"""
 STRAGGLER = 4.0
 """times the median tile after which a last tile is started a second time"""
+LEAST_WAIT = 60.0
+"""seconds that any tile may take before it is a straggler"""
 
 
 def basis_of(job: Job) -> SpectralBasis:
@@ -90,6 +93,9 @@ def prepare(job: Job) -> CubeStore:
         return CubeStore.open(url)
     made = plan(job)
     made.require()
+    if job.spectrum.flights:
+        cube, told = sharpened(made.cube, made.found.items, job)
+        made = replace(made, cube=cube, notes=made.notes + told)
     for note in made.notes:
         log.warning("%s", note)
     provenance = {"versions": versions(), "seed": job.engine.seed, "notes": made.notes[:1000], "halo": made.halo}
@@ -291,7 +297,7 @@ class _Drive:
         """When only stragglers are left and a worker is free, the oldest ones are started again elsewhere."""
         if len(self.seconds) < 4 or len(self.flying) >= self.threads:
             return
-        limit = max(60.0, STRAGGLER * statistics.median(self.seconds))
+        limit = max(LEAST_WAIT, STRAGGLER * statistics.median(self.seconds))
         for index, started in list(self.flying.values()):
             twins = sum(1 for i, _ in self.flying.values() if i == index)
             if twins == 1 and time.monotonic() - started > limit:
