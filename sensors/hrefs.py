@@ -28,6 +28,9 @@ REMOTE = {
 }
 """Schemes that may be opened, and GDAL's name for them."""
 
+_failed: set[str] = set()
+"""Addresses whose last reading in this process failed."""
+
 GRANULE_LIMIT = 4 << 30
 """Largest granule that is downloaded whole, bytes (a MOD09GA tile is 60-120 MB)."""
 
@@ -129,6 +132,21 @@ def gdal_env(**options: object) -> Iterator[None]:
     }
     with rasterio.Env(**{key: value for key, value in settings.items() if key not in os.environ}, **options):
         yield
+
+
+@contextmanager
+def asked_anew(address: str) -> Iterator[dict[str, str]]:
+    """GDAL options for one reading of an address.
+
+    GDAL remembers for the life of a process that a remote file could not be read, and never asks again. An address whose last
+    reading failed is therefore opened past its cache.
+    """
+    try:
+        yield {"CPL_VSIL_CURL_NON_CACHED": ":".join({name.format("") for name in REMOTE.values()})} if address in _failed else {}
+    except Exception:
+        _failed.add(address)
+        raise
+    _failed.discard(address)
 
 
 def local_file(item: pystac.Item, asset: pystac.Asset, where: str) -> Path:

@@ -13,6 +13,7 @@ All planes are (H, W) on the sensor's own pixels; nothing is ever resampled.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from fusion.errors import JobError, SceneError
 from fusion.observe.psf import PSF
 from fusion.observe.scene import Scene, View
 from fusion.observe.sensor import Band
-from sensors.hrefs import asset_of, gdal_env, href_of, plain
+from sensors.hrefs import asked_anew, asset_of, gdal_env, href_of, plain
 from sensors.hrefs import local_file as local_file
 from sensors.hrefs import signers as signers
 
@@ -179,7 +180,8 @@ def _read(item: pystac.Item, keys: Sequence[str], grid: Grid, reach: float, wher
     href = href_of(item, asset, where)
     shown = plain(asset.href)
     try:
-        with gdal_env(), rasterio.open(href, driver=DRIVERS.get(shown[-4:].lower(), "GTiff")) as file:
+        driver = DRIVERS.get(shown[-4:].lower(), "GTiff")
+        with asked_anew(shown) as options, gdal_env(**options), rasterio.open(href, driver=driver) as file:
             native, notes = _georeference(file, item, asset, where)
             rows, cols = window_of(native, grid, reach, where)
             if (rows.stop - rows.start) * (cols.stop - cols.start) > LARGEST_PLANE:
@@ -187,17 +189,25 @@ def _read(item: pystac.Item, keys: Sequence[str], grid: Grid, reach: float, wher
             fill, scale, offset = _declared(file, asset)
             values = file.read(1, window=Pixels.from_slices(rows, cols))
     except RasterioError as error:
-        raise _read_error(error, f"{where}: asked for {shown}") from error
+        raise _read_error(error, f"{where}: asked for {shown}", shown) from error
     return Plane(values, native[rows, cols], fill, scale, offset, shown, notes)
 
 
-def _read_error(error: RasterioError, asked: str) -> Exception:
-    """SceneError where trying again cannot help; ConnectionError (an OSError: callers retry it) where it may."""
+def _read_error(error: RasterioError, asked: str, address: str) -> Exception:
+    """SceneError where trying again cannot help; ConnectionError (an OSError: callers retry it) where it may.
+
+    GDAL tells in prose alone. The address is cut out of it first: names of files hold numbers too.
+    """
     cause = f"{error}: {error.__cause__}" if error.__cause__ else str(error)
-    if any(sign in cause for sign in ("404", "403", "401", "No such file", "does not exist")):
+    told = cause.replace(address, "").replace(address.rsplit("/", 1)[-1], "").replace("/vsicurl/", "")
+    found = re.search(r"(?:response|error) code ?: ?(\d{3})", told)
+    status = int(found[1]) if found else 0
+    if status in (401, 403, 404, 410) or any(sign in told for sign in ("No such file", "does not exist")):
         return SceneError(f"{asked}, got {cause[:200]!r}: check the address and your credentials")
-    if any(sign in cause.lower() for sign in ("curl", "timed out", "timeout", "http response code: 5", "429", "connection")):
+    if status in (408, 429) or status >= 500 or any(sign in told.lower() for sign in ("curl", "timed out", "timeout", "connect")):
         return ConnectionError(f"{asked}, got {cause[:200]!r}: the network or the server failed; try again later")
+    if "://" in address and "Read failed" in told:  # a cut answer and a cut file look the same
+        return ConnectionError(f"{asked}, got {cause[:200]!r}: the answer was cut off, or the file itself is truncated")
     return SceneError(f"{asked}, got {cause[:200]!r}: the file is truncated or not an image; fetch it again")
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import zarr.abc.store
-from zarr.core.buffer import default_buffer_prototype
+from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.errors import BaseZarrError
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
@@ -20,6 +21,9 @@ from fusion.errors import StoreError
 CLOUD = {"s3": "S3Store", "gs": "GCSStore", "gcs": "GCSStore", "az": "AzureStore", "abfs": "AzureStore", "abfss": "AzureStore"}
 MAX_JSON = 512 * 2**20
 """bytes: the largest JSON document that is parsed (a continent's frozen catalog is a few hundred MB)"""
+
+PAUSES = (0.2, 1.0, 3.0)
+"""seconds between attempts, beyond those of the object-store client itself"""
 
 
 def normal_url(url: str | os.PathLike[str]) -> str:
@@ -61,7 +65,51 @@ def connect(url: str, *, read_only: bool = False) -> zarr.abc.store.Store:
         )
     else:
         store = getattr(obs, CLOUD[scheme])(bucket, prefix=prefix, retry_config=retry)
-    return ObjectStore(store, read_only=read_only)
+    return Steady(store, read_only=read_only)
+
+
+class Steady(ObjectStore[Any]):
+    """obstore tries again what failed before an answer began, but neither a cut answer nor a conditional PUT.
+
+    Here all of it may be repeated: whoever puts a key first wins, and what a repeated put finds there is then read back.
+    """
+
+    async def get(self, *args: Any, **kwargs: Any) -> Buffer | None:
+        """One object, or a range of it."""
+        return await _steadily(super().get, *args, **kwargs)
+
+    async def get_partial_values(self, *args: Any, **kwargs: Any) -> list[Buffer | None]:
+        """Ranges of several objects."""
+        return await _steadily(super().get_partial_values, *args, **kwargs)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Writes an object."""
+        await _steadily(super().set, key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Writes an object unless it is there."""
+        await _steadily(super().set_if_not_exists, key, value)
+
+    async def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:
+        """The names directly under a prefix."""
+        whole = super().list_dir
+
+        async def listed() -> list[str]:
+            return [name async for name in whole(prefix)]
+
+        for name in await _steadily(listed):
+            yield name
+
+
+async def _steadily(call: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any) -> Any:
+    from obstore.exceptions import GenericError
+
+    for pause in PAUSES:
+        try:
+            return await call(*args, **kwargs)
+        except GenericError:
+            await asyncio.sleep(pause)
+    return await call(*args, **kwargs)
 
 
 @contextmanager

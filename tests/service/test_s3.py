@@ -28,7 +28,7 @@ def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 def test_a_cube_in_a_bucket(bucket: str, client: str) -> None:
     store = create(f"{bucket}/{client}/cube.zarr", small_cube((40, 40), 2, 2))
-    assert type(store.objects.store).__name__ == ("ObjectStore" if client == "obstore" else "FsspecStore")
+    assert type(store.objects.store).__name__ == ("Steady" if client == "obstore" else "FsspecStore")
     tiles = store.cube.grid.tiles(CORE, HALO)
     write_all(store, tiles[:-1])
     assert [(f.kind, f.tile) for f in store.verify()] == [("hole", tiles[-1].index)]
