@@ -82,8 +82,7 @@ class Stencil(Footprint):
             sum(np.eye(n, m, k=o + j) * float(t) for j, t in enumerate(taps))
             for taps, o, n, m in zip((self.rows, self.cols), self.offset, self.shape, self.grid_shape, strict=True)
         )
-        full = np.einsum("hw,hy,wx->hwyx", np.asarray(self.keep, dtype=np.float64), rows, cols)
-        return full.reshape(self.shape[0] * self.shape[1], -1)
+        return _product(self.keep, rows, cols)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["seen", "keep", "rows", "cols"], meta_fields=["shape", "grid_shape"])
@@ -111,8 +110,7 @@ class Separable(Footprint):
         return self.grid_shape[0] * self.cols.size + self.shape[1] * self.rows.size + self.shape[0] * self.shape[1]
 
     def dense(self) -> NDArray[np.float64]:
-        full = np.einsum("hw,hy,wx->hwyx", *(np.asarray(a, dtype=np.float64) for a in (self.keep, self.rows, self.cols)))
-        return full.reshape(self.shape[0] * self.shape[1], -1)
+        return _product(self.keep, self.rows, self.cols)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["seen", "weights", "pixel", "place"], meta_fields=["shape", "grid_shape"])
@@ -201,6 +199,12 @@ class Tangent(Footprint):
 
     def dense(self) -> NDArray[np.float64]:
         return (self.plus.dense() - self.minus.dense()) * float(self.scale)
+
+
+def _product(keep: Weights, rows: Weights, cols: Weights) -> NDArray[np.float64]:
+    """(H W, Y X) keep . (rows (x) cols)."""
+    full = np.einsum("hw,hy,wx->hwyx", *(np.asarray(a, dtype=np.float64) for a in (keep, rows, cols)))
+    return np.asarray(full.reshape(keep.shape[0] * keep.shape[1], -1))
 
 
 def _correlate(planes: jax.Array, taps: jax.Array, offset: int, count: int, axis: int) -> jax.Array:
