@@ -62,6 +62,17 @@ def test_python_blocks_run(page: Path, place: Path, monkeypatch: pytest.MonkeyPa
     plt.close("all")
 
 
+@pytest.mark.parametrize("page", [ROOT / "docs/howto/explore.md", ROOT / "docs/howto/sensors.md"], ids=lambda p: p.name)
+def test_blocks_of_how_to_pages_run(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    names: dict[str, Any] = {}
+    found = blocks(page, "python")
+    assert found
+    for block in found:
+        exec(compile(block, str(page), "exec"), names)  # noqa: S102  our own documentation
+    plt.close("all")
+
+
 def test_python_blocks_of_the_first_page_name_what_exists() -> None:
     import fusion
     from fusion.explore import FusionAccessor

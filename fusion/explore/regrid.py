@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,7 +87,7 @@ def _target(source: GeoBox, like: Any, crs: Any, resolution: float | None) -> Ge
         if crs is None:
             assert resolution is not None
             edges = source.boundingbox
-            rows, cols = (math.ceil(round(span / resolution, 6)) for span in (edges.span_y, edges.span_x))
+            rows, cols = (max(1, round(span / resolution)) for span in (edges.span_y, edges.span_x))
             return GeoBox((rows, cols), Affine(resolution, 0, edges.left, 0, -resolution, edges.top), source.crs)
         asked: Any = resolution if resolution is not None else "auto"
         return source.to_crs(crs, resolution=asked)
