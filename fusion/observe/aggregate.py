@@ -25,15 +25,24 @@ def pixel_on(geobox: GeoBox, grid: Grid) -> float:
     return float(np.sqrt(area)) if np.isfinite(area) else np.inf
 
 
+def precisions(
+    values: NDArray[np.floating], sigma: NDArray[np.floating], weight: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(values with 0 for NaN, weight / sigma^2 with 0 where there is none), float64.  weight: (H, W) share of a full look."""
+    seen = np.isfinite(values) & (weight > 0)
+    with np.errstate(invalid="ignore"):
+        return np.where(seen, values, 0.0).astype(np.float64), np.where(seen, weight / sigma.astype(np.float64) ** 2, 0.0)
+
+
 def aggregate(
-    values: NDArray[np.floating], precision: NDArray[np.floating], geobox: GeoBox, psf: PSF, grid: Grid
+    values: NDArray[np.floating], sigma: NDArray[np.floating], weight: NDArray[np.float64], geobox: GeoBox, psf: PSF, grid: Grid
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], PSF]:
     """Precision-weighted means (B, Y, X) of native pixels (B, H, W) whose centre lies in each latent pixel, and a mean's PSF.
 
-    mean = sum q y / sum q, precision = sum q: white noise averages down, the acquisition's offset and what a spectral basis leaves out
-    do not, so both come after this. A latent pixel of which less than `COVERED` is seen is missing. Nested grids: the footprint is
-    exactly latent box (*) PSF. Otherwise centres fall anywhere, and the mean footprint is latent box (*) native cell (*) PSF,
-    the cell entering as a Gaussian of its variance.
+    mean = sum q y / sum q, precision = sum q, q as in `precisions`: white noise averages down, the acquisition's offset and what a
+    spectral basis leaves out do not, so both come after this. A latent pixel of which less than `COVERED` is seen is missing.
+    Nested grids: the footprint is exactly latent box (*) PSF. Otherwise centres fall anywhere, and the mean footprint is latent
+    box (*) native cell (*) PSF, the cell entering as a Gaussian of its variance.
     """
     pixel, count = pixel_on(geobox, grid), grid.shape[0] * grid.shape[1]
     xy = centres(geobox, grid)
@@ -43,11 +52,11 @@ def aggregate(
     target = (row[inside] * grid.shape[1] + col[inside]).astype(np.intp)
     least = COVERED * (grid.resolution / pixel) ** 2
     mean, total = (np.zeros((len(values), *grid.shape)) for _ in range(2))
-    for band, (value, weight) in enumerate(zip(values, precision, strict=True)):
-        q = weight[inside]
+    for band, (value, own) in enumerate(zip(values, sigma, strict=True)):  # one band at a time: there may be hundreds
+        y, q = (a[inside] for a in precisions(value, own, weight))
         whole, seen = np.bincount(target, q, count), np.bincount(target, q > 0, count)
         whole = np.where(seen >= least, whole, 0.0)
-        sums = np.bincount(target, q * value[inside], count)
+        sums = np.bincount(target, q * y, count)
         total[band] = whole.reshape(grid.shape)
         mean[band] = np.divide(sums, whole, out=np.zeros(count), where=whole > 0).reshape(grid.shape)
     jitter = 0.0 if _nested(xy, pixel, grid) else pixel / np.sqrt(12)

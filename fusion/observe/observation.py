@@ -13,7 +13,7 @@ from fusion.cube.calendar import Instant, PixelDay, centre_of
 from fusion.cube.cube import Cube
 from fusion.cube.response import DROPPED, Response, within
 from fusion.errors import SceneError, SensorError
-from fusion.observe.aggregate import FINER, aggregate, pixel_on
+from fusion.observe.aggregate import FINER, aggregate, pixel_on, precisions
 from fusion.observe.footprint import footprint
 from fusion.observe.geometry import window
 from fusion.observe.layer import Layer
@@ -107,22 +107,22 @@ def observe(scene: Scene, sensor: Sensor, cube: Cube) -> Observation:
     psf, notes = _psf(scene, sensor)
     finer = FINER * pixel_on(scene.geobox, cube.grid) <= cube.grid.resolution
     scene, view, tau = _crop(scene, cube, tau, pad=not finer)
-    seen = np.isfinite(scene.reflectance)
+    weight: NDArray[np.float64] = np.ones(tuple(map(int, scene.geobox.shape)))
     if tau.ndim == 3:
-        seen &= tau.any(axis=-1)
-    if not seen.any():
-        notes += ("no clear pixel reaches the grid: every precision is zero",)
-    with np.errstate(invalid="ignore"):
-        precision = np.where(seen, 1.0 / scene.sigma**2, 0.0)
+        weight = tau.any(axis=-1).astype(np.float64)
     if scene.view is not None and scene.view.coverage is not None:
-        precision *= np.clip(np.nan_to_num(scene.view.coverage, nan=1.0), 0.0, 1.0)
-    values, geobox = np.where(seen, scene.reflectance, 0.0), scene.geobox
+        weight = np.asarray(weight * np.clip(np.nan_to_num(scene.view.coverage, nan=1.0), 0.0, 1.0), np.float64)
+    if not np.isfinite(scene.reflectance[:, weight > 0]).any():
+        notes += ("no clear pixel reaches the grid: every precision is zero",)
+    geobox = scene.geobox
     if finer:
-        values, precision, psf = aggregate(values, precision, geobox, psf, cube.grid)
+        values, precision, psf = aggregate(scene.reflectance, scene.sigma, weight, geobox, psf, cube.grid)
         if tau.ndim == 3:
             tau = np.asarray(cube.calendar.weights(Instant(centre_of(scene.when))))
         geobox, view = cube.grid.geobox, None
         notes += ("averaged to latent pixels",)
+    else:
+        values, precision = precisions(scene.reflectance, scene.sigma, weight)
     channels = _channels(scene, sensor, cube, values, precision, cube.grid.resolution if finer else sensor.pixel)
     view = view if psf.kind == "scanner" else None
     foot = footprint(geobox, psf, cube.grid, view=view)
@@ -240,7 +240,9 @@ def _channels(
     responses = tuple(r for r, keep in zip(responses, use, strict=True) if keep)
     gain, offset = (e[:, None, None] for e in basis.error(scene.id, responses))  # what the basis learned of this acquisition
     names = tuple(name for name, keep in zip(scene.bands, use, strict=True) if keep)
-    values, precision = (values[use] - offset) / (1 + gain), precision[use] * (1 + gain) ** 2
+    values, precision = values[use], precision[use]
+    if scene.id in basis.offsets:
+        values, precision = (values - offset) / (1 + gain), precision * (1 + gain) ** 2
     moved = sensor.psf.geolocation / pixel
     return reduce_channels(names, values, precision, scene.centres[use], responses, basis, sensor.offset_sd, sensor.gain_sd, moved)
 

@@ -56,6 +56,7 @@ def reduce_channels(
     kept = seen.sum(axis=(1, 2)) >= max(1, clear / 2)
     if not kept.any():
         kept[:] = True
+    shape, window = seen.shape[1:], bounding(np.asarray(seen.any(axis=0)))
     data, precision, seen, centres = data[kept], precision[kept], seen[kept], centres[kept]
     weights = basis.weights([r for r, k in zip(responses, kept, strict=True) if k])
     colour, mean = weights @ basis.components, weights @ basis.mean
@@ -66,6 +67,7 @@ def reduce_channels(
         names = tuple(n for n, k in zip(names, kept, strict=True) if k)
         gains = np.full(len(names), gain_sd)
         return Channels(names, data, precision, colour, mean, np.diag(residual).copy(), np.sqrt(np.diag(haze)), gains)
+    data, precision, seen = data[:, *window], precision[:, *window], seen[:, *window]
     whole = seen.all(axis=0)
     level, spread = (np.array([f(d[s]) if s.any() else 0.0 for d, s in zip(data, seen, strict=True)]) for f in (np.mean, np.std))
     haze = haze + np.diag((gain_sd * level) ** 2)
@@ -83,12 +85,18 @@ def reduce_channels(
     for p, t in zip(precision, typical, strict=True):  # one channel at a time: the look may be large
         log += np.log(np.where(whole, p * t, 1.0), dtype=np.float64)
     weight = np.where(whole, np.exp(log / len(data)), 0.0) / scale**2
-    reduced = np.einsum("cb,bhw->chw", turn, data, optimize=True) * whole
     count = int(use.sum())
-    return Channels(
-        tuple(f"pseudo-{i + 1}" for i in range(count)), reduced, np.broadcast_to(weight, (count, *weight.shape)).copy(),
-        colour, turn @ mean, np.zeros(count), np.sqrt(np.maximum(shared, 0.0)), np.zeros(count),
-    )
+    reduced, weights = (np.zeros((count, *shape)) for _ in range(2))
+    reduced[:, *window], weights[:, *window] = np.einsum("cb,bhw->chw", turn, data, optimize=True) * whole, weight
+    names = tuple(f"pseudo-{i + 1}" for i in range(count))
+    common = np.sqrt(np.maximum(shared, 0.0))
+    return Channels(names, reduced, weights, colour, turn @ mean, np.zeros(count), common, np.zeros(count))
+
+
+def bounding(seen: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """The smallest rows and columns that hold all that is seen; everything where nothing is."""
+    rows, cols = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+    return (slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)) if rows.size else (slice(None), slice(None))
 
 
 def misplaced(data: Array, whole: NDArray[np.bool_], moved: float) -> Array:
@@ -97,10 +105,9 @@ def misplaced(data: Array, whole: NDArray[np.bool_], moved: float) -> Array:
     The gradient is the central difference between the pixels on both sides; where there are none, nothing is known of it.
     """
     total = np.zeros((len(data), len(data)))
-    for axis in (1, 2):
-        ahead, behind = (np.take(data, range(*edge), axis=axis) for edge in ((2, data.shape[axis]), (0, max(data.shape[axis] - 2, 0))))
-        both = [np.take(whole, range(*edge), axis=axis - 1) for edge in ((2, data.shape[axis]), (0, max(data.shape[axis] - 2, 0)))]
-        slope = 0.5 * (ahead - behind)[:, both[0] & both[1]]
-        if slope.shape[1]:
+    for far, near in ((np.s_[2:, :], np.s_[:-2, :]), (np.s_[:, 2:], np.s_[:, :-2])):
+        both = whole[far] & whole[near]
+        if both.any():
+            slope = 0.5 * (data[:, *far][:, both] - data[:, *near][:, both])
             total += slope @ slope.T / slope.shape[1]
     return moved**2 * total
