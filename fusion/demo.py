@@ -2,7 +2,7 @@
 
     python -m fusion.demo FOLDER
 
-leaves FOLDER/archive (COG files with a static STAC catalog), job.toml, cube.zarr, report.html and demo.png.
+leaves FOLDER/archive (COG and ENVI files with a static STAC catalog), job.toml, cube.zarr, report.html and demo.png.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from fusion.cube.grid import Grid
 
 BBOX = (-105.300, 40.000, -105.2805, 40.0151)
 """a simulated 1.7 km square, placed near Boulder because a MODIS cell leans by 50 degrees there"""
-PERIOD = ("2024-05-01", "2024-07-10")
-SENSORS = ("modis-mcd43a4", "landsat-8", "landsat-9")
+PERIOD = ("2024-05-03", "2024-07-06")
+"""eight-day steps from the first look of Landsat 8: latent times on, or a day beside, the days when Landsat passes"""
+SENSORS = ("modis-mcd43a4", "landsat-8", "airborne")
+FLIGHT, FLOWN = "2024-06-05", 5.0
+"""one flight of an imaging spectrometer over the middle quarter of the area, at so many metres"""
 
 JOB = """\
 # Written by the demonstration; `fusion run` accepts it again.
@@ -67,7 +70,9 @@ def simulated_archive(folder: Path) -> tuple[Grid, object]:
 
     grid = Grid.from_bbox(BBOX, "EPSG:32613", 30.0, align=15.0)
     made = world(grid, *PERIOD, seed=7, finer=2)
-    made.archive(folder, SENSORS)
+    high, wide = grid.shape
+    patch = grid.crop(slice(high // 4, high // 4 + high // 2), slice(wide // 4, wide // 4 + wide // 2))
+    made.archive(folder, SENSORS, flights=[("airborne", FLIGHT, patch)], pixel=FLOWN)
     return grid, made
 
 
@@ -94,7 +99,7 @@ def main(folder: str = "demo") -> int:
             return 2
         shutil.rmtree(place)
     place.mkdir(parents=True)
-    out.rule("1/3  simulate: MODIS, Landsat 8 and Landsat 9 look at a world with known truth")
+    out.rule("1/3  simulate: MODIS, Landsat 8 and an imaging spectrometer look at a world with known truth")
     _, made = simulated_archive(place / "archive")
     job = Job.load(write_job(place))
     out.rule("2/3  fuse: catalog -> tile -> Zarr cube")

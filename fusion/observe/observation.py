@@ -107,11 +107,11 @@ def observe(scene: Scene, sensor: Sensor, cube: Cube) -> Observation:
     psf, notes = _psf(scene, sensor)
     finer = FINER * pixel_on(scene.geobox, cube.grid) <= cube.grid.resolution
     scene, view, tau = _crop(scene, cube, tau, pad=not finer)
-    weight: NDArray[np.float64] = np.ones(tuple(map(int, scene.geobox.shape)))
+    weight = np.ones(tuple(map(int, scene.geobox.shape)))
     if tau.ndim == 3:
-        weight = tau.any(axis=-1).astype(np.float64)
+        weight *= tau.any(axis=-1)
     if scene.view is not None and scene.view.coverage is not None:
-        weight = np.asarray(weight * np.clip(np.nan_to_num(scene.view.coverage, nan=1.0), 0.0, 1.0), np.float64)
+        weight *= np.clip(np.nan_to_num(scene.view.coverage, nan=1.0), 0.0, 1.0)
     if not np.isfinite(scene.reflectance[:, weight > 0]).any():
         notes += ("no clear pixel reaches the grid: every precision is zero",)
     geobox = scene.geobox
