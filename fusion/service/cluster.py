@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,17 +106,22 @@ def environment(cluster: Cluster) -> dict[str, str]:
 
 
 class Prepared(WorkerPlugin):
-    """Sets a worker up however it was started: environment, compile cache, one log format."""
+    """Sets a worker up however it was started: environment, compile cache; one of ours leaves Ctrl-C to the driver."""
 
     name = "fusion"
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, driver: int | None = None) -> None:
         self.environment = environment(cluster)
+        self.driver = driver
+        """process that started the workers; None = somebody else did"""
 
     def setup(self, worker: Worker) -> None:
         """Runs once in every worker, before its first tile."""
         for key, value in self.environment.items():
             os.environ.setdefault(key, value)
+        # a terminal sends Ctrl-C to every process of ours; the driver stops the workers in order
+        if self.driver not in (None, os.getpid()) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +163,7 @@ def connected(cluster: Cluster) -> Iterator[Client]:
                 )
             client = Client(owned, set_as_default=False)
         try:
-            client.register_plugin(Prepared(cluster))
+            client.register_plugin(Prepared(cluster, None if owned is None else os.getpid()))
             yield client
         finally:
             _quietly_closed(client)

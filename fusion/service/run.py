@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import math
 import platform
 import statistics
 import time
@@ -33,7 +34,7 @@ from fusion.service.flights import sharpened
 from fusion.service.job import Job, check
 from fusion.service.objects import normal_url
 from fusion.service.plan import Plan, make_plan
-from fusion.service.progress import Summary, shown
+from fusion.service.progress import Show, Summary, shown
 from fusion.service.store import CubeStore
 from fusion.service.tile import Fit, fuse_tile, pilot_tile
 
@@ -125,26 +126,29 @@ def resume(url: str, *, scheduler: str | None = None, fit: Fit | None = None, pr
 def fuse(store: CubeStore, job: Job, *, fit: Fit | None = None, progress: str = "auto") -> Summary:
     """Fuses the tiles of an existing store that are not committed yet, on the job's cluster."""
     done = store.committed()
-    down, across = store.layout.tiles
-    summary = Summary(store.url, down * across, before=len(done))
-    if summary.left:
-        with connected(job.cluster) as client, shown(progress, summary) as show:
-            options = {"fit": fit, "read_retries": job.cluster.read_retries}
-            if job.engine.pool:
-                learn_population(client, store, job, options)
-            todo = (i for i in np.ndindex(down, across) if i not in done)
-            try:
-                task = continue_tile if before_of(store) else fuse_tile
-                _Drive(client, store, job, summary, show, options, task=task).over(todo)
-            except KeyboardInterrupt:
-                summary.cancelled = True
-                log.warning("stopped: %d of %d tiles are committed; `fusion resume %s` continues",
-                            summary.before + summary.done, summary.total, store.url)
-            finally:
-                _settled(store)
-    else:
+    summary = Summary(store.url, math.prod(store.layout.tiles), before=len(done))
+    try:
+        if summary.left:
+            with connected(job.cluster) as client, shown(progress, summary) as show:
+                _fuse_rest(client, store, job, summary, show, {"fit": fit, "read_retries": job.cluster.read_retries}, done)
+    finally:  # after our own workers have ended: what they were writing is written, or it is not
         _settled(store)
     return summary
+
+
+def _fuse_rest(
+    client: Client, store: CubeStore, job: Job, summary: Summary, show: Show, options: dict[str, Any], done: set[Index]
+) -> None:
+    """Fuses what is not done; Ctrl-C ends it in order."""
+    try:
+        if job.engine.pool:
+            learn_population(client, store, job, options)
+        todo = (i for i in np.ndindex(*store.layout.tiles) if i not in done)
+        task = continue_tile if before_of(store) else fuse_tile
+        _Drive(client, store, job, summary, show, options, task=task).over(todo)
+    except KeyboardInterrupt:
+        summary.cancelled = True
+        log.warning("stopped: %d of %d tiles are committed; `fusion resume %s` continues", len(store.committed()), summary.total, store.url)
 
 
 def _settled(store: CubeStore) -> None:
@@ -182,7 +186,7 @@ class _Drive:
     store: CubeStore
     job: Job
     summary: Summary
-    show: Callable[[Summary], None]
+    show: Show
     options: dict[str, Any]
     task: Callable[..., dict[str, Any]] = fuse_tile
     flying: dict[Future, tuple[Index, float]] = field(default_factory=dict)

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -184,3 +190,68 @@ def test_a_sample_of_tiles_tells_all_tiles_what_they_share(catalog: Path, tmp_pa
         mean, sd = map(float, message.split())
         assert min(sampled) - 0.1 <= mean <= max(sampled) + 0.1
         assert sd < 1
+
+
+STOPPED = """
+import sys
+from pathlib import Path
+from fusion.service import run as running
+from tests.service.worlds import slow_fit, small_job
+job = small_job(sys.argv[1], sys.argv[2], cluster={"workers": 1, "memory": "2GiB"})
+summary = running.run(job, fit=slow_fit, progress="none")
+sys.exit(130 if summary.cancelled and summary.left else 1)
+"""
+
+
+def test_ctrl_c_leaves_a_store_that_is_readable_and_goes_on(
+    undisturbed: CubeStore, catalog: Path, tmp_path: Path, workers: LocalCluster
+) -> None:
+    root, folder = Path(__file__).resolve().parents[2], tmp_path / "cube.zarr"
+    run = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, str(catalog), str(folder)], cwd=root, env=os.environ | {"PYTHONPATH": str(root)},
+        start_new_session=True,
+    )
+    tiles = folder / "status" / "tiles"
+    try:
+        end = time.monotonic() + 240
+        while not (tiles.exists() and any(tiles.iterdir())):
+            assert run.poll() is None, "the run ended before a tile was committed"
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the driver and to its workers
+        assert run.wait(timeout=120) == 130
+    finally:
+        run.kill()
+        run.wait()
+    store = CubeStore.open(folder)
+    done = store.committed()
+    assert 0 < len(done) < 9
+    status = xr.open_zarr(folder)["status"].values
+    assert (status == 0).sum() == len(done)  # gathered before the process ended, so that readers see what is there
+    assert (status == 255).sum() == 9 - len(done)
+    summary = running.resume(str(folder), scheduler=workers.scheduler_address, fit=quick_fit, progress="none")
+    assert (summary.before, summary.left) == (len(done), 0)
+    assert same_cube(store, undisturbed)
+
+
+def hanging_fit(observations: Any, cube: Cube, *, origin: tuple[int, int], folder: Path, **given: Any) -> Any:
+    """`quick_fit` that hangs the first time that it meets one tile, until it is released."""
+    if origin == (-4, -4) and not (folder / "met").exists():
+        (folder / "met").touch()
+        while not (folder / "release").exists():
+            time.sleep(0.05)
+    return quick_fit(observations, cube, origin=origin, **given)
+
+
+def test_a_tile_that_hangs_is_started_a_second_time(
+    catalog: Path, tmp_path: Path, workers: LocalCluster, undisturbed: CubeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "LEAST_WAIT", 2.0)
+    job = small_job(catalog, tmp_path / "cube.zarr", cluster=on(workers))
+    try:
+        summary = running.run(job, fit=partial(hanging_fit, folder=tmp_path), progress="none")
+        assert not (tmp_path / "release").exists()
+        assert (summary.done, summary.failed, summary.repeated) == (9, {}, 1)
+    finally:
+        (tmp_path / "release").touch()
+    assert same_cube(CubeStore.open(job.output.store), undisturbed)
