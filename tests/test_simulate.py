@@ -218,7 +218,8 @@ def test_an_archive_moves_and_is_read_back_by_the_sensors(tmp_path: Path) -> Non
 def test_landsat_7_loses_its_wedges_when_the_corrector_failed(tmp_path: Path) -> None:
     """No gap before 31 May 2003 or under the track, 420 of 960 m at the edge, stripes along the scan; gone in the files too."""
     grid = Grid.from_bbox((13.0, 46.0, 13.06, 46.04), resolution=30)
-    made = uniform_world(grid, "2003-01-01", "2003-12-01", WAVELENGTHS, np.array([0.3, 0.3]), nuisances=QUIET)
+    broken = replace(QUIET, faults=1.0)
+    made = uniform_world(grid, "2003-01-01", "2003-12-01", WAVELENGTHS, np.array([0.3, 0.3]), nuisances=broken)
 
     def lost(day: date, zenith: float) -> float:
         return 1.0 - made.see("landsat-7", Pass(day, zenith)).seen

@@ -32,11 +32,13 @@ class Nuisances:
     """on the geolocation error of a look"""
     clouds: float = 0.45
     """mean share of the sky"""
+    faults: float = 1.0
+    """0 = instruments are whole (Landsat 7 has its scan-line corrector)"""
 
     @classmethod
     def none(cls) -> Nuisances:
         """A perfect instrument under a clear sky."""
-        return cls(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        return cls(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def sky(

@@ -83,7 +83,9 @@ class World:
         facts = weather.noise_of(one, len(channels))
         a, b = np.array([f.a for f in facts])[:, None], np.array([f.b for f in facts])[:, None]
         value = value + n.noise * (a + b * np.maximum(clean, 0)) * rng.standard_normal(value.shape)
-        value[:, flagged if one.blind is None else flagged | one.blind(geobox, planned).ravel()] = np.nan
+        if one.blind is not None and n.faults:
+            flagged = flagged | one.blind(geobox, planned).ravel()
+        value[:, flagged] = np.nan
         sigma = a + b * np.maximum(np.nan_to_num(value), 0)
         names = tuple(band.name for band in one.bands) or tuple(f"{c:.2f}nm" for c, _ in channels)
         return Scene(

@@ -10,11 +10,14 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from fusion.cube.calendar import Instant
+from fusion.cube.cube import Cube
 from fusion.cube.grid import Grid
 from fusion.cube.spectrum import DROPPED, NODES, SpectralBasis, within
 from fusion.observe.scene import Scene
 from fusion.observe.sensor import sensor
 from fusion.service.flights import ACROSS, overview
+from fusion.service.plan import Coverage, tile_at
+from fusion.service.reading import look
 from fusion.service.run import prepare
 from tests.service.worlds import BBOX, archive, small_job
 
@@ -92,3 +95,21 @@ def test_the_overview_covers_the_area_on_few_pixels() -> None:
     assert few.bounds.top == grid.bounds.top
     assert few.bounds.right >= grid.bounds.right
     assert few.bounds.bottom <= grid.bounds.bottom
+
+
+def test_a_tile_sees_the_flight_as_pseudo_bands_beside_the_satellite(tmp_path: Path) -> None:
+    catalog = flight(tmp_path / "archive")
+    sensors = [{"name": name, "catalog": str(catalog)} for name in ("landsat-8", "airborne")]
+    store = prepare(small_job(catalog, tmp_path / "cube.zarr", sensors=sensors, spectrum={"rank": 8}))
+    tile = tile_at(store.cube.grid, 32, 4, (0, 0))
+    cube = Cube(tile.grid, store.cube.calendar, store.cube.basis)
+    seen, record = look(Coverage(store.items()).of(tile), tile, cube, 0)
+    assert record["failed_scenes"] == []
+    assert record["looks"] == {"landsat-8": 2, "airborne": 1}
+    (flown,) = (o for o in seen if o.sensor == "airborne")
+    assert flown.bands == tuple(f"pseudo-{i + 1}" for i in range(8))
+    assert flown.data.shape == (8, *tile.grid.shape)
+    x, y = np.meshgrid(tile.grid.x, tile.grid.y)
+    left, top = store.cube.grid.bounds.left + 600, store.cube.grid.bounds.top - 600
+    over = (x > left) & (x < left + 600) & (y < top) & (y > top - 600)
+    assert ((flown.precision[0] > 0) == over).all()
