@@ -33,8 +33,8 @@ PARTIAL = 0.5
 BLUR_FLOOR = 0.2
 """outside the aligned regime a kernel's Gaussian has at least this sd, in units of the smaller of the two pixels"""
 DENSE_LIMIT = 2**24
-"""weights: gathered rows draw level with one dense matrix product at 13 million and are 1.5 x faster at 44 million, forward on two
-CPU cores (benchmarks/layers.py)"""
+"""weights: forward and adjoint of 64 planes (what an engine sends) take gathered rows 4, 1.5 and 1.2 times as long as one dense
+matrix at 2.5, 13 and 44 million weights; with 8 planes they draw level at 13 million (two CPU cores, benchmarks/layers.py)"""
 
 _made: weakref.WeakValueDictionary[tuple[Any, ...], Footprint] = weakref.WeakValueDictionary()
 _lock = threading.Lock()
