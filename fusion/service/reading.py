@@ -114,10 +114,12 @@ def _side_by_side(document: Item) -> bool:
 
 
 def observed(scene: Scene, facts: Sensor, cube: Cube) -> list[Any]:
-    """The observations of one scene that carry any information."""
+    """The observations of one scene that carry any information; a scene beyond the latent times is no look and no failure."""
     from fusion.observe.observation import looks
 
     try:
+        if not np.asarray(cube.calendar.weights(scene.when)).any():
+            return []  # the search reaches a little past the first and the last latent time
         return [o for o in looks(scene, facts, cube) if np.asarray(o.precision).any()]
     except FusionError as error:
         raise Unreadable(f"{type(error).__name__}: {error}") from error

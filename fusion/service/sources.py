@@ -233,6 +233,9 @@ def _of_sensor(documents: Sequence[tuple[Any, Origin]], source: Source, facts: S
         wanted = {name: query for name, query in usual.items() if name in names}
     else:
         wanted = {name: {} for name in names}
+    if documents and not names & set(wanted):
+        there = ", ".join(sorted(map(str, names - {None}))) or "none at all"
+        yield Trouble(f"collection {source.collection!r}", f"this catalog has no such collection; it has {there}"), documents[0][1]
     for document, origin in documents:
         collection = document.get("collection") if isinstance(document, Mapping) else None
         if isinstance(document, Trouble) or (collection in wanted and _has(document, wanted[collection])):
