@@ -28,6 +28,7 @@ from pyhdf.SD import SD, SDC
 from fusion.cube.grid import Grid
 from fusion.errors import SceneError
 from sensors.reading import Plane, as_plane, local_file, planes, window_of
+from sensors.sealed import sealed
 
 RADIUS = 6371007.181
 """Metres; the MODIS sphere (MODIS Land product metadata, ProjParams)."""
@@ -151,6 +152,7 @@ def _hdf4(path: Path, request: _Request) -> dict[str, Plane]:
 
 def _hdf5(path: Path, request: _Request) -> dict[str, Plane]:
     with h5py.File(path) as file:
+        sealed(file, request.where)
         text = np.ravel(file["HDFEOS INFORMATION/StructMetadata.0"][()])[0]
         grids = parse_structure(text.decode() if isinstance(text, bytes) else str(text), request.where)
         out = {}

@@ -130,7 +130,7 @@ def gdal_env(**options: object) -> Iterator[None]:
         "GDAL_HTTP_RETRY_CODES": "ALL", "GDAL_HTTP_TIMEOUT": 120, "GDAL_HTTP_CONNECTTIMEOUT": 20, "GDAL_HTTP_VERSION": "2",
         "GDAL_HTTP_MULTIPLEX": "YES", "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES", "VSI_CACHE": True, "GDAL_PAM_ENABLED": "NO",
     }
-    with rasterio.Env(**{key: value for key, value in settings.items() if key not in os.environ}, **options):
+    with rasterio.Env(**{key: value for key, value in settings.items() if key not in os.environ} | options):
         yield
 
 

@@ -23,6 +23,7 @@ from fusion.observe.scene import Scene, View
 from fusion.observe.sensor import Noise, Sensor
 from sensors.channels import in_nanometres, measured, spectral_scene, widths
 from sensors.reading import crs_of, instant, reach_of, window_of
+from sensors.sealed import sealed
 
 WhenOf = Callable[[slice, slice], tuple[When, tuple[str, ...]]]
 LARGEST = 1 << 29
@@ -54,6 +55,7 @@ def opened(path: Path, where: str) -> Iterator[h5py.File]:
     """An HDF5 file; what h5py says of a damaged one becomes a SceneError."""
     try:
         with h5py.File(path, "r", rdcc_nbytes=1 << 26) as file:  # a row of chunks stays in memory between strips
+            sealed(file, where)
             yield file
     except (OSError, RuntimeError, KeyError) as error:
         told = f"{where}: {path.name} cannot be read ({str(error)[:160]}): truncated or another layout; fetch it again"

@@ -81,8 +81,8 @@ class Target(Record):
     """The latent pixels."""
 
     crs: str | None = Field(default=None, description="projected CRS in metres; default: the UTM zone of the area's centre")
-    resolution: float = Field(default=30.0, gt=0, description="pixel edge, metres")
-    align: float = Field(default=0.0, description="where pixel edges sit, metres modulo the resolution; Landsat 15, HLS 0")
+    resolution: float = Field(default=30.0, gt=0, le=1e6, description="pixel edge, metres")
+    align: float = Field(default=0.0, ge=-1e6, le=1e6, description="where pixel edges sit, metres modulo the resolution; Landsat 15, HLS 0")
 
 
 class Period(Record):
@@ -215,6 +215,10 @@ class Job(Record):
             raise JobError(f"{where}:\n" + "\n".join(f"  {_explained(e)}" for e in told)) from error
         except RecursionError as error:
             raise JobError(f"{where}: nested too deep to be a job") from error
+
+    def on(self, scheduler: str | None) -> Job:
+        """The same job on a running Dask scheduler; None = where the job itself says."""
+        return self.model_copy(update={"cluster": self.cluster.model_copy(update={"scheduler": scheduler})}) if scheduler else self
 
     def document(self) -> dict[str, Any]:
         """JSON-ready, complete with defaults; `of` reads it back."""

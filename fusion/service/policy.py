@@ -2,9 +2,9 @@
 
 `admit` returns a clean copy of one STAC item, or raises `Refused` with one sentence. What it guarantees:
 
-- an asset address is https, s3, gs or az; http or an address inside a private network only if the catalog itself is there; a
-  local path only if the catalog is local and the file lies under its folder (links followed); nothing with a password in it, no
-  GDAL virtual file system, no other scheme;
+- an asset address is https, s3, gs or az; http or an address inside a private network only if the catalog itself is there or
+  is a local file, a link-local address never; a local path only if the catalog is local and the file lies under its folder
+  (links followed); nothing with a password in it, no GDAL virtual file system, no other scheme;
 - signatures are cut off, so that no access key is ever stored;
 - times, geometry, bounding box and raster shapes are finite and of this planet; documents are of bounded size.
 """
@@ -86,6 +86,14 @@ def private(host: str) -> bool:
         return any(part.startswith("0x") for part in host.split("."))
 
 
+def link_local(host: str) -> bool:
+    """Whether a host is an address of this link alone: where clouds hand machines their credentials (169.254.169.254)."""
+    try:
+        return ipaddress.ip_address(host).is_link_local
+    except ValueError:
+        return False
+
+
 def safe_href(href: Any, origin: Origin) -> str:
     """The absolute, unsigned address behind an item's href; Refused if it leads where this catalog may not point."""
     if not isinstance(href, str) or not href or len(href) > 8192:
@@ -113,7 +121,8 @@ def safe_href(href: Any, origin: Origin) -> str:
         raise Refused(f"an address at {host!r} carries a password")
     if not host or STEPS.search(unquote(parts.path)) or "|" in href:
         raise Refused(f"address {href[:80]!r} is not a plain object address")
-    if scheme in ("http", "https") and private(host) and not (origin.local or host == origin.host):
+    trusted = (origin.local or host == origin.host) and not link_local(host)
+    if scheme in ("http", "https") and private(host) and not trusted:
         raise Refused(f"address {href[:80]!r} points into a private network")
     if scheme == "http" and not (origin.local or origin.address.startswith("http://")):
         raise Refused(f"address {href[:80]!r} is not encrypted, its catalog is")
