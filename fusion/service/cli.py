@@ -125,10 +125,7 @@ def run(
     from fusion.service.job import Job
 
     with explained():
-        asked = Job.load(job)
-        if scheduler:
-            asked = asked.model_copy(update={"cluster": asked.cluster.model_copy(update={"scheduler": scheduler})})
-        _ended(running.run(asked), report)
+        _ended(running.run(Job.load(job).on(scheduler)), report)
 
 
 @app.command()

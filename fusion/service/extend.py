@@ -57,10 +57,7 @@ def extend(
     call, or by `resume(to)`. Raises JobError if there is nothing to add, StoreError if `to` is of another job.
     """
     store = prepare(url, to, end=end, bbox=bbox, overlap=overlap, tolerance=tolerance, scheduler=scheduler)
-    job = Job.of(store.about["job"], f"the job in {store.url}")
-    if scheduler:
-        job = job.model_copy(update={"cluster": job.cluster.model_copy(update={"scheduler": scheduler})})
-    return fuse(store, job, fit=fit, progress=progress)
+    return fuse(store, Job.of(store.about["job"], f"the job in {store.url}").on(scheduler), fit=fit, progress=progress)
 
 
 def prepare(
@@ -84,9 +81,8 @@ def prepare(
         raise StoreError(f"{target} belongs to another job: a cube mixes no two; choose another address or delete that cube")
     if claim is not None and claim.get("ready"):
         return CubeStore.open(target)
-    asking = job.model_copy(update={"cluster": job.cluster.model_copy(update={"scheduler": scheduler})}) if scheduler else job
     found = _merged(old, find(job), first, old.cube.calendar.times[-1])
-    made = make_plan(asking, cube, found)
+    made = make_plan(job.on(scheduler), cube, found)
     made.require()
     for note in made.notes:
         log.warning("%s", note)

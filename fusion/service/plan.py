@@ -28,7 +28,7 @@ from fusion.observe.sensor import Sensor, sensor
 from fusion.service.catalog import Found
 from fusion.service.cluster import Workers, workers_of
 from fusion.service.job import Job
-from fusion.service.policy import Item, interval
+from fusion.service.policy import Item
 from fusion.service.template import Layout
 
 BASE_BYTES = 1.3e9
@@ -247,15 +247,3 @@ def make_plan(job: Job, cube: Cube, found: Found) -> Plan:
         workers=workers, seconds=(count * engine + total_looks * SECONDS_LOOK) / (workers.number * workers.threads),
         output_bytes=layout.bytes() * COMPRESSION, notes=notes,
     )
-
-
-def calendar_of_looks(plan: Plan) -> tuple[list[str], NDArray[np.float64]]:
-    """(sensors, (sensors, T) scenes nearest to each latent time): what the calendar heat map shows."""
-    times = plan.cube.calendar.times
-    names = list(plan.found.items)
-    table = np.zeros((len(names), times.size))
-    for row, name in enumerate(names):
-        for item in plan.found.items[name]:
-            first, last = interval(item)
-            table[row, int(np.abs(times - (first + (last - first) // 2)).argmin())] += 1
-    return names, table

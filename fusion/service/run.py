@@ -117,10 +117,7 @@ def run(job: Job, *, fit: Fit | None = None, progress: str = "auto") -> Summary:
 def resume(url: str, *, scheduler: str | None = None, fit: Fit | None = None, progress: str = "auto") -> Summary:
     """Continues an interrupted run from nothing but its store."""
     store = CubeStore.open(url)
-    job = Job.of(store.about["job"], f"the job in {store.url}")
-    if scheduler:
-        job = job.model_copy(update={"cluster": job.cluster.model_copy(update={"scheduler": scheduler})})
-    return fuse(store, job, fit=fit, progress=progress)
+    return fuse(store, Job.of(store.about["job"], f"the job in {store.url}").on(scheduler), fit=fit, progress=progress)
 
 
 def fuse(store: CubeStore, job: Job, *, fit: Fit | None = None, progress: str = "auto") -> Summary:

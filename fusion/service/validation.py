@@ -105,8 +105,7 @@ def validate(
     if tiles < 1 or looks < 1:
         raise JobError(f"asked for {tiles} tiles and {looks} acquisitions of each: give at least one")
     job, source, exams = _of_job(target, tiles, looks) if isinstance(target, Job) else _of_store(target, tiles, looks)
-    if scheduler:
-        job = job.model_copy(update={"cluster": job.cluster.model_copy(update={"scheduler": scheduler})})
+    job = job.on(scheduler)
     parts: list[pd.DataFrame] = []
     failed: dict[Index, str] = {}
     simulated = False
