@@ -20,23 +20,25 @@ def main(url: str = "demo/cube.zarr") -> None:
     """Draws docs/figures/first.png."""
     cube = fusion.open_cube(url)
     grid, day = cube.fusion.cube.grid, cube.time.values[cube.sizes["time"] // 2]
-    names = [name for name in ("modis-mcd43a4", "landsat-8") if name in cube.sensor.values.tolist()]
-    scenes = {name: [s for s in cube.fusion.scenes(name) if s.seen > 0.1] for name in names}
-    near = {name: min(found, key=lambda s: abs(centre_of(s.when) - day)) for name, found in scenes.items()}
+    words = {"modis-mcd43a4": "MODIS, its own cells", "landsat-8": "Landsat 8; grey: cloud", "airborne": "an aircraft, on a patch"}
+    names = [name for name in words if name in cube.sensor.values.tolist()]
+    scenes = {name: [s for s in cube.fusion.scenes(name) if s.seen > 0.05] for name in names}
+    near = {name: min(found, key=lambda s: abs(centre_of(s.when) - day)) for name, found in scenes.items() if found}
     fused = cube.fusion.band("landsat-8", "nir08").sel(time=day).compute()
     low, high = np.nanpercentile(fused["mean"], [2, 98])
-    figure, axes = plt.subplots(1, 4, figsize=(13, 3.9), layout="constrained")
-    words = {"modis-mcd43a4": "MODIS, its own cells", "landsat-8": "Landsat 8, grey: cloud"}
+    figure, axes = plt.subplots(1, len(near) + 2, figsize=(3.1 * (len(near) + 2), 3.4), layout="constrained")
     for ax, (name, scene) in zip(axes, near.items(), strict=False):
-        plots.look(ax, scene, "nir08", grid, vmin=low, vmax=high)
+        band = "nir08" if "nir08" in scene.bands else scene.bands[int(np.abs(np.asarray(scene.centres) - 865).argmin())]
+        plots.look(ax, scene, band, grid, vmin=low, vmax=high)
         ax.set_title(f"{words[name]}\n{str(centre_of(scene.when))[:10]}")
+    *_, mean, sd = axes
     extent = (grid.bounds.left, grid.bounds.right, grid.bounds.bottom, grid.bounds.top)
-    shown = axes[2].imshow(fused["mean"], vmin=low, vmax=high, extent=extent, interpolation="nearest")
-    axes[2].set_title(f"fused: posterior mean\n{str(day)[:10]}")
-    figure.colorbar(shown, ax=axes[:3], shrink=0.85, label="near-infrared reflectance")
-    spread = axes[3].imshow(fused["sd"], cmap=plots.SPREAD, extent=extent, interpolation="nearest")
-    axes[3].set_title(f"and how sure: posterior sd\n{str(day)[:10]}")
-    figure.colorbar(spread, ax=axes[3], shrink=0.85, label="reflectance")
+    shown = mean.imshow(fused["mean"], vmin=low, vmax=high, extent=extent, interpolation="nearest")
+    mean.set_title(f"fused: posterior mean\n{str(day)[:10]}")
+    figure.colorbar(shown, ax=mean, shrink=0.85, label="near-infrared reflectance")
+    spread = sd.imshow(fused["sd"], cmap=plots.SPREAD, extent=extent, interpolation="nearest")
+    sd.set_title(f"and how sure: posterior sd\n{str(day)[:10]}")
+    figure.colorbar(spread, ax=sd, shrink=0.85, label="reflectance")
     for ax in axes:
         ax.set(xticks=[], yticks=[], xlabel=f"{(grid.bounds.right - grid.bounds.left) / 1000:.1f} km")
     figure.savefig(Path(__file__).parent / "figures/first.png", dpi=110)

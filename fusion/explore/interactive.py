@@ -140,11 +140,14 @@ def spectrum(
     for name, colour in zip(sensors, COLOURS[1:], strict=False):
         channels = tables.channels(dataset, lon, lat, time, name, scenes).reset_coords(drop=False).to_dataframe().reset_index()
         channels["half"], channels["reach"] = 1.645 * channels["sd"], channels["width"] / 2
+        if "band" not in channels:  # a spectrometer: its channels lie on the curve, what it saw does not
+            dots = hv.Scatter(channels.dropna(subset=["seen"]), "wavelength", ["seen"], label=f"{name}, seen")
+            layers.append(dots.opts(color=colour, size=3, tools=["hover"]))
+            continue
         layers.append(hv.ErrorBars(channels, "wavelength", ["mean", "half"]).opts(line_color=colour))
         across = hv.ErrorBars(channels, "wavelength", ["mean", "reach"], horizontal=True)
         layers.append(across.opts(line_color=colour))
-        columns = ["mean", "sd", *(["band"] if "band" in channels else [])]
-        layers.append(hv.Scatter(channels, "wavelength", columns, label=f"{name} bands").opts(color=colour, size=7, tools=["hover"]))
+        layers.append(hv.Scatter(channels, "wavelength", ["mean", "sd", "band"], label=f"{name} bands").opts(color=colour, size=7, tools=["hover"]))
         seen = channels.dropna(subset=["seen"])
         if len(seen):
             dots = hv.Scatter(seen, "wavelength", ["seen"], label=f"{name}, seen")

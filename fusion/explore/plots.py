@@ -149,12 +149,15 @@ def spectrum(
     ax.plot(one.wavelength, one["mean"], color=COLOURS[0], label="posterior mean")
     for name, colour in zip(sensors, COLOURS[1:], strict=False):
         table = tables.channels(dataset, lon, lat, time, name, scenes)
-        ax.errorbar(
-            table["wavelength"], table["mean"], xerr=table["width"] / 2, yerr=1.645 * table["sd"], fmt="o", color=colour, ms=4,
-            lw=1.4, label=f"{name} bands, 90 %",
-        )
-        if table["seen"].notnull().any():
-            ax.plot(table["wavelength"], table["seen"], "s", mfc="none", ms=7, color=colour, label=f"{name}, seen {table.attrs['day']}")
+        seen, day = table["seen"], table.attrs["day"]
+        if "band" in table.dims:
+            ax.errorbar(
+                table["wavelength"], table["mean"], xerr=table["width"] / 2, yerr=1.645 * table["sd"], fmt="o", color=colour, ms=4,
+                lw=1.4, label=f"{name} bands, 90 %",
+            )
+        if seen.notnull().any():
+            style = {"marker": "s", "ls": "", "ms": 7, "mfc": "none"} if "band" in table.dims else {"marker": ".", "ls": "", "ms": 3}
+            ax.plot(table["wavelength"], seen, color=colour, label=f"{name}, seen {day}", **style)
     for low, high in DROPPED:
         ax.axvspan(low, high, color="0.9", zorder=0)
     ax.set(xlabel="wavelength (nm); grey: hidden by water vapour", ylabel="surface reflectance")

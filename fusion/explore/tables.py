@@ -21,45 +21,70 @@ EDGES = np.linspace(0, 1, 21)
 """of the bars of a probability integral transform"""
 LEVELS = np.linspace(0.02, 0.98, 49)
 """stated probabilities of central intervals"""
+FAR = 10.0
+"""nm: a channel farther from every channel that saw the ground is not drawn as seen"""
 
 
 def looks_over(scenes: Sequence[Scene], lon: float, lat: float, band: str) -> dict[str, list[tuple[Any, float, float]]]:
     """sensor -> [(time, reflectance, sigma)] of the native pixel over a point, where the sensor has that band."""
     found: dict[str, list[tuple[Any, float, float]]] = {}
     for scene in scenes:
-        if band not in scene.bands:
+        where = _pixel(scene, lon, lat)
+        if band not in scene.bands or where is None:
             continue
-        x, y = Transformer.from_crs("EPSG:4326", str(scene.geobox.crs), always_xy=True).transform(lon, lat)
-        col, row = (int(np.floor(v)) for v in ~scene.geobox.transform * (x, y))
-        inside = 0 <= row < scene.geobox.shape[0] and 0 <= col < scene.geobox.shape[1]
-        index = scene.bands.index(band)
-        if inside and np.isfinite(scene.reflectance[index, row, col]):
-            value, sigma = float(scene.reflectance[index, row, col]), float(scene.sigma[index, row, col])
-            found.setdefault(scene.sensor, []).append((centre_of(scene.when), value, sigma))
+        index = (scene.bands.index(band), *where)
+        if np.isfinite(scene.reflectance[index]):
+            looks = found.setdefault(scene.sensor, [])
+            looks.append((centre_of(scene.when), float(scene.reflectance[index]), float(scene.sigma[index])))
     return found
+
+
+def _pixel(scene: Scene, lon: float, lat: float) -> tuple[int, int] | None:
+    """(row, column) of the native pixel over a point; None outside the scene."""
+    x, y = Transformer.from_crs("EPSG:4326", str(scene.geobox.crs), always_xy=True).transform(lon, lat)
+    col, row = (int(np.floor(v)) for v in ~scene.geobox.transform * (x, y))
+    rows, cols = scene.geobox.shape
+    return (row, col) if 0 <= row < rows and 0 <= col < cols else None
 
 
 def channels(dataset: xr.Dataset, lon: float, lat: float, time: Any, sensor: str, scenes: Sequence[Scene] = ()) -> xr.Dataset:
     """The bands of a sensor at a pixel and time: wavelength, width (nm), mean, sd, and what the nearest of its looks saw.
 
-    seen: NaN unless one of `scenes` lies within half a latent step.
+    seen: NaN unless one of `scenes` lies within half a latent step of that time and saw the pixel.
     """
     column = dataset.fusion.pixel(lon, lat).sel(time=np.datetime64(time), method="nearest")
     table = column.fusion.bands(sensor)[["mean", "sd"]].compute()
     bands = sensor_of(sensor).bands
+    nearest = _nearest([s for s in scenes if s.sensor == sensor], lon, lat, column.time.values, dataset.time.values)
+    day = "" if nearest is None else str(centre_of(nearest[0].when))[:10]
     if not bands:
-        return table.assign(width=xr.full_like(table["mean"], 10.0), seen=table["mean"] * np.nan)
-    step = np.timedelta64(round(43200 * float(np.median(np.diff(dataset.time.values) / np.timedelta64(1, "D")))), "s")
-    seen, day = {}, ""
-    for band in bands:
-        looks = looks_over([s for s in scenes if s.sensor == sensor], lon, lat, band.name).get(sensor, [])
-        near = [look for look in looks if abs(look[0] - column.time.values.astype("datetime64[us]")) <= step]
-        if near:
-            nearest = min(near, key=lambda look: abs(look[0] - column.time.values.astype("datetime64[us]")))
-            seen[band.name], day = nearest[1], str(nearest[0])[:10]
-    about = {"wavelength": [b.response.centroid for b in bands], "width": [width_of(b.response) for b in bands]}
-    values = {name: ("band", value) for name, value in about.items()}
-    return table.assign(**values, seen=("band", [seen.get(b.name, np.nan) for b in bands])).assign_attrs(day=day)
+        centres = table["wavelength"].values
+        seen = np.full(centres.size, np.nan)
+        if nearest is not None and nearest[0].centres is not None:
+            clear = np.isfinite(nearest[1])
+            own = nearest[0].centres[clear]
+            seen = np.interp(centres, own, nearest[1][clear], left=np.nan, right=np.nan)
+            seen[np.abs(centres[:, None] - own).min(1) > FAR] = np.nan
+        return table.assign(width=xr.full_like(table["mean"], FAR), seen=("wavelength", seen)).assign_attrs(day=day)
+    values = dict(zip(nearest[0].bands, nearest[1], strict=True)) if nearest is not None else {}
+    about = {
+        "wavelength": [b.response.centroid for b in bands], "width": [width_of(b.response) for b in bands],
+        "seen": [float(values.get(b.name, np.nan)) for b in bands],
+    }  # fmt: skip
+    return table.assign(**{name: ("band", value) for name, value in about.items()}).assign_attrs(day=day)
+
+
+def _nearest(
+    scenes: Sequence[Scene], lon: float, lat: float, time: np.datetime64, times: NDArray[np.datetime64]
+) -> tuple[Scene, NDArray[np.float32]] | None:
+    """The clear look nearest to a latent time, within half a step, and what it saw of a point."""
+    reach = np.median(np.diff(times)) / 2 if len(times) > 1 else np.timedelta64(8, "D")
+    found = []
+    for scene in scenes:
+        apart, where = abs(centre_of(scene.when) - time), _pixel(scene, lon, lat)
+        if where is not None and apart <= reach and np.isfinite(scene.reflectance[(slice(None), *where)]).any():
+            found.append((apart, scene, scene.reflectance[(slice(None), *where)]))
+    return min(found, key=lambda one: one[0])[1:] if found else None
 
 
 def statuses(dataset: xr.Dataset) -> tuple[NDArray[np.intp], list[str]]:
