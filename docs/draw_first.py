@@ -26,7 +26,7 @@ def main(url: str = "demo/cube.zarr") -> None:
     near = {name: min(found, key=lambda s: abs(centre_of(s.when) - day)) for name, found in scenes.items() if found}
     fused = cube.fusion.band("landsat-8", "nir08").sel(time=day).compute()
     low, high = np.nanpercentile(fused["mean"], [2, 98])
-    figure, axes = plt.subplots(1, len(near) + 2, figsize=(3.1 * (len(near) + 2), 3.4), layout="constrained")
+    figure, axes = plt.subplots(1, len(near) + 2, figsize=(2.5 * (len(near) + 2), 2.75), layout="constrained")
     for ax, (name, scene) in zip(axes, near.items(), strict=False):
         band = "nir08" if "nir08" in scene.bands else scene.bands[int(np.abs(np.asarray(scene.centres) - 865).argmin())]
         plots.look(ax, scene, band, grid, vmin=low, vmax=high)
@@ -41,7 +41,7 @@ def main(url: str = "demo/cube.zarr") -> None:
     figure.colorbar(spread, ax=sd, shrink=0.85, label="reflectance")
     for ax in axes:
         ax.set(xticks=[], yticks=[], xlabel=f"{(grid.bounds.right - grid.bounds.left) / 1000:.1f} km")
-    figure.savefig(Path(__file__).parent / "figures/first.png", dpi=110)
+    figure.savefig(Path(__file__).parent / "figures/first.png", dpi=130)
 
 
 if __name__ == "__main__":
