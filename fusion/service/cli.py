@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -147,7 +148,7 @@ def extend(
     bbox: Annotated[
         tuple[float, float, float, float] | None, typer.Option(help="west south east north in degrees: the area to add")
     ] = None,
-    overlap: Annotated[float, typer.Option(help="days before the first new date that are fitted again")] = 64.0,
+    overlap: Annotated[float, typer.Option(help="days before the first new date that are fitted again; default: all")] = math.inf,
     tolerance: Annotated[float, typer.Option(help="posterior sd: a tile whose old and new fit differ more is refitted whole")] = 0.1,
     scheduler: Scheduler = None,
     report: Annotated[bool, typer.Option(help="write an HTML report beside the cube at the end")] = True,

@@ -34,6 +34,8 @@ from fusion.service.store import CubeStore, Damaged
 from fusion.service.tile import Desk, Fit, brief, desk, fused, kept_of, region, skipped
 
 Index = tuple[int, int]
+ALIKE = 0.1
+"""largest correlation that independent components of the old fit may have on the axes of the new one: a band's sd is off by less than that"""
 Blocks = Mapping[str, NDArray[Any]]
 
 
@@ -127,9 +129,26 @@ def _continued(
     both = slice(join - 1, before.times - before.window)  # times that both fits know, from the last one that is kept
     there = {name: kept[name][before.window :][both][:2] for name in ("mean", "sd")}
     difference = (fresh["mean"][both][:2] - there["mean"]) / np.maximum(there["sd"], 1e-6)
-    same = record.get("mixing") is None or np.allclose(record["mixing"], made["mixing"], rtol=1e-4, atol=1e-6)
-    apart = float(np.sqrt(np.mean(difference**2))) if same else float("inf")
+    apart = float(np.sqrt(np.mean(difference**2)))
+    if record.get("mixing") is not None and made["mixing"] is not None:
+        sd, correlation = turned(np.asarray(record["mixing"]), np.asarray(made["mixing"]), kept["canonical_sd"])
+        kept = {**kept, "canonical_sd": sd}
+        apart = apart if correlation <= ALIKE else float("inf")
     return _joined(at, before, kept, fresh), _record(record, made), apart
+
+
+def turned(old: NDArray[Any], new: NDArray[Any], sd: NDArray[Any]) -> tuple[NDArray[np.float32], float]:
+    """(sd of x on the axes of another mixing, the largest correlation that they have there and that is left out).
+
+    Cov(z) = M diag(sd^2) M^T = M' C M'^T with C = B diag(sd^2) B^T, B = M'^-1 M; kept is the diagonal of C.
+    old, new: (K, K) M, M'. sd: (T, K, Y, X).
+    """
+    turn = np.linalg.solve(new.astype(np.float64), old.astype(np.float64))
+    variance = np.einsum("jk,tkyx->tjyx", turn**2, sd.astype(np.float64) ** 2)
+    usual = np.diag(np.nanmean(sd.astype(np.float64) ** 2, axis=(0, 2, 3)))
+    covariance = turn @ usual @ turn.T
+    scale = np.sqrt(np.maximum(np.diag(covariance), 1e-30))
+    return np.sqrt(variance).astype(np.float32), float(np.abs(covariance / np.outer(scale, scale) - np.eye(len(scale))).max())
 
 
 def _joined(at: Desk, before: Before, kept: Blocks, fresh: Blocks) -> dict[str, NDArray[Any]]:

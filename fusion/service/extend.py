@@ -3,9 +3,10 @@
 The old cube is read and never touched: it stays readable until the new one is complete, and afterwards. What is done per tile:
 
 - area only: a tile of the old cube is copied bit by bit; tiles that are new, or that the old area cut, are fused;
-- later dates: a tile is continued in time (`fusion.service.continued`): times further back than `overlap` days from the first
-  new date are kept, the rest is fitted again; a tile whose two fits differ at the join by more than `tolerance` posterior sd is
-  refitted over all its times;
+- later dates: every tile is fitted again over all its times, because what a tile learns of its ground (classes, covariance between
+  dates) it learns from all of them; or, where `overlap` days are given, continued in time (`fusion.service.continued`): times
+  further back than that from the first new date are kept, and a tile whose two fits differ at the join by more than `tolerance`
+  posterior sd is fitted again over all its times after all;
 - tiles that had failed, are damaged, or were never fused in the old cube are fused.
 
 The new grid holds the old one on the same lattice of tiles, so that every old tile is a tile of the new cube, and random fields are
@@ -41,19 +42,17 @@ from fusion.service.tile import Fit
 log = logging.getLogger("fusion")
 
 Box = tuple[float, float, float, float]
-OVERLAP = 64.0
-"""days: about one correlation length of the slowest smooth part of the prior (`fusion.process.hierarchy.PRIOR`)"""
 TOLERANCE = 0.1
 """posterior sd: the join of a continued tile may be that rough"""
 
 
 def extend(
-    url: str, to: str, *, end: str | None = None, bbox: Box | None = None, overlap: float = OVERLAP, tolerance: float = TOLERANCE,
+    url: str, to: str, *, end: str | None = None, bbox: Box | None = None, overlap: float = math.inf, tolerance: float = TOLERANCE,
     scheduler: str | None = None, fit: Fit | None = None, progress: str = "auto",
 ) -> Summary:
     """Makes the cube `to` from the one at `url` with a later end of its period, a larger area (west, south, east, north), or both.
 
-    overlap, tolerance: see `fusion.service.continued`; overlap inf refits every time. An interrupted call is continued by the same
+    overlap, tolerance: see `fusion.service.continued`; with overlap inf later dates refit all times. An interrupted call is continued by the same
     call, or by `resume(to)`. Raises JobError if there is nothing to add, StoreError if `to` is of another job.
     """
     store = prepare(url, to, end=end, bbox=bbox, overlap=overlap, tolerance=tolerance, scheduler=scheduler)
@@ -61,7 +60,7 @@ def extend(
 
 
 def prepare(
-    url: str, to: str, *, end: str | None = None, bbox: Box | None = None, overlap: float = OVERLAP, tolerance: float = TOLERANCE,
+    url: str, to: str, *, end: str | None = None, bbox: Box | None = None, overlap: float = math.inf, tolerance: float = TOLERANCE,
     scheduler: str | None = None,
 ) -> CubeStore:
     """The new cube's store: opened if the same extension was begun before, else planned and created."""

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from distributed import LocalCluster
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion.cube.calendar import Calendar
 from fusion.errors import JobError, StoreError
 from fusion.service import extend as extending
 from fusion.service import run as running
-from fusion.service.continued import before_of, continue_tile, window_of
+from fusion.service.continued import before_of, continue_tile, turned, window_of
 from fusion.service.job import Job
 from fusion.service.store import CubeStore
 from fusion.service.tile import fuse_tile
@@ -145,7 +145,8 @@ def test_a_rough_join_is_refitted_whole_and_said(scenes: Path, tmp_path: Path, w
     np.testing.assert_allclose(np.asarray(new.group["mean"][...])[:, 0, 5, 5], np.sin(days / 9), rtol=1e-5)
     loose = extending.extend(old.url, str(tmp_path / "loose.zarr"), tolerance=1.5, **given)
     assert dict(loose.origins) == {"continued": 4}
-    all_again = extending.extend(old.url, str(tmp_path / "all.zarr"), **{**given, "overlap": float("inf")})
+    del given["overlap"]
+    all_again = extending.extend(old.url, str(tmp_path / "all.zarr"), **given)
     assert dict(all_again.origins) == {"refitted": 4}
 
 
@@ -212,6 +213,7 @@ def test_what_cannot_be_extended_is_explained(scenes: Path, tmp_path: Path, work
         extending.prepare(gone.url, target, end="2024-06-30")
 
 
+@settings(deadline=None)
 @given(times=st.integers(1, 40), more=st.integers(1, 9), step=st.floats(1, 16), overlap=st.floats(0.5, 500))
 def test_a_window_has_context_before_its_join_or_is_everything(times: int, more: int, step: float, overlap: float) -> None:
     days = (np.arange(times + more) * step * 86_400_000_000).astype("timedelta64[us]")
@@ -226,3 +228,26 @@ def test_a_window_has_context_before_its_join_or_is_everything(times: int, more:
     # nothing nearer to the first new date than the overlap is kept, and the context is as long again where the cube is
     assert (back[:join] > overlap - 1e-9).all() or join == times - 1
     assert window == 0 or back[window] <= max(2 * overlap, back[join - 1]) + 1e-9
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), rank=st.integers(1, 5))
+def test_kept_variances_are_the_same_on_other_axes(seed: int, rank: int) -> None:
+    rng = np.random.default_rng(seed)
+    old = rng.normal(size=(rank, rank)) + 3 * np.eye(rank)
+    sd = rng.uniform(0.1, 1, (2, rank, 3, 3)).astype(np.float32)
+    # the same axes in another order, scaled and mirrored: nothing is lost
+    order = rng.permutation(rank)
+    new = old[:, order] * rng.choice([-1, 1], rank) * rng.uniform(0.5, 2, rank)
+    found, correlation = turned(old, new, sd)
+    assert correlation < 1e-6
+    before, after = (np.einsum("jk,tkyx->tjyx", m**2, s.astype(float) ** 2) for m, s in ((old, sd), (new, found)))
+    np.testing.assert_allclose(after, before, rtol=1e-4)
+    if rank > 1:
+        # axes of other directions: the variance of x is exact, and what is left out is told
+        other = rng.normal(size=(rank, rank)) + 3 * np.eye(rank)
+        found, correlation = turned(old, other, sd)
+        back = np.linalg.inv(other)
+        full = np.einsum("ij,tjyx,kj->tikyx", back @ old, sd.astype(float) ** 2, back @ old)
+        np.testing.assert_allclose(found.astype(float) ** 2, np.einsum("tiiyx->tiyx", full), rtol=1e-4)
+        assert 0 < correlation <= 1 + 1e-9
