@@ -22,8 +22,9 @@ from jax import Array
 from jax.tree_util import register_dataclass
 
 from fusion.infer.blocks import invert, times
+from fusion.infer.eliminate import build, mean_tau
 from fusion.infer.looks import Looks, Noise
-from fusion.infer.precondition import Preconditioner, White, build, mean_tau
+from fusion.infer.precondition import Preconditioner, White
 from fusion.process.hierarchy import Factors, Hierarchy, Hyper, keyed_normal
 from fusion.process.space import Objects, Smooth
 
@@ -172,7 +173,7 @@ class Field:
 
 def posterior(
     hierarchy: Hierarchy, series: tuple[Looks, ...], hyper: Hyper, key: Array, weights: Weights | None = None, *,
-    pairs: int = 0, samples: int = 32, tolerance: float = 0.02, limit: int = 100, batch: int = 4, exact: bool = False,
+    pairs: int = 0, samples: int = 32, tolerance: float = 0.02, limit: int = 100, batch: int = 6, exact: bool = False,
 ) -> Field:
     """Mean, standard deviation and `pairs` centred draws of the field for one theta.
 
@@ -181,8 +182,8 @@ def posterior(
     batch: right-hand sides that are solved together.
     """
     system = prepare(hierarchy, series, hyper, weights)
-    found = _solve_all(system, key, tolerance, limit, pairs=pairs, batch=min(batch, 1 + pairs))
-    white, deviations = jax.tree.map(lambda a: a[0], found.white), jax.tree.map(lambda a: a[1:], found.white)
+    found = _solve_all(system, key, tolerance, limit, pairs=pairs, batch=batch)
+    white, deviations = jax.tree.map(lambda a: a[0], found.white), jax.tree.map(lambda a: a[1 : 1 + pairs], found.white)
     again = jax.random.fold_in(key, 2**20)
     mean, chi = _summary(system, white, again)
     canonical = _variance(system, again, samples=samples)
@@ -204,7 +205,10 @@ def _solve_all(system: System, key: Array, tolerance: float, limit: int, *, pair
             right = jax.tree.map(lambda a, b: jnp.where(i == 0, a, b), right, drawn)
         return solve(system, right, tolerance, limit)
 
-    return jax.lax.map(one, jnp.arange(1 + pairs), batch_size=batch)
+    groups = -(-(1 + pairs) // batch)
+    each = -(-(1 + pairs) // groups)  # equal groups: a rest would be compiled apart, and compiling costs more than a spare draw
+    out = jax.lax.map(jax.vmap(one), jnp.arange(groups * each).reshape(groups, each))
+    return jax.tree.map(lambda a: a.reshape(groups * each, *a.shape[2:]), out)
 
 
 @jax.jit
@@ -237,7 +241,7 @@ def _variance(system: System, key: Array, *, samples: int) -> Array:
         return total + hierarchy.canonical(*hierarchy.coefficients(white, system.factors)) ** 2, None
 
     above, _ = jax.lax.scan(add_one, jnp.zeros(hierarchy.shape), jnp.arange(samples))
-    return _own_variance(system, system.preconditioner.inverse) + above / max(samples, 1)
+    return _own_variance(system, system.preconditioner.variance) + above / max(samples, 1)
 
 
 @jax.jit

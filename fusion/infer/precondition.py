@@ -7,73 +7,28 @@ Per canonical component k, with the other components held apart, unknowns are el
 The fine looks enter pixel by pixel (block-shaped clouds are no obstacle); seen from the top an object is one place, with its mean weights.
 Coarse looks enter the top only, with their discrepancy and offsets marginalised. As M = U^T D U with positive blocks D, M is
 positive definite whatever is approximated.
+
+A blurred look hardly sees the finest pattern of the pixels, so the pixels' inverse X_0 is far too sure there. With high-pass filters Phi_i,
+the undecimated Haar ones along one axis and along both, and the blur's mean squared transfer g_i^2 in their bands,
+
+    M^-1 = (U^T D U)^-1 + sum_i Phi_i^T (X_i - X_0) Phi_i,      X_i = (I + g_i^2 J)^-1,   J = information of the looks without blur
+
+on the pixels. Every X_i - X_0 is positive, the filters vanish on smooth fields, and the mean over all bands is the pixel's variance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
-from fusion.infer.blocks import invert, invert_lower, root, times
-from fusion.infer.looks import Looks
-from fusion.process.hierarchy import Factors, Hierarchy, Hyper
-from fusion.process.space import Objects, Smooth, Weights, dense
+from fusion.infer.blocks import times
+from fusion.process.space import Objects, Smooth, Weights
 
 White = dict[str, Array]
-
-
-@register_dataclass
-@dataclass(frozen=True, eq=False)
-class Channel:
-    """Looks reduced to one scalar channel per component: x_k seen with precision lam_k w_n(s)."""
-
-    weight: Array
-    """(n, H, W) w, on native pixels"""
-    lam: Array
-    """(K,)"""
-    spread: Array
-    """(K,) multiplies a common per-band variance into the channel: v_k = spread_k v"""
-    offset: Array
-    """(K,) variance of an offset seen in the channel"""
-
-
-def channel(looks: Looks, hyper: Hyper, weights: Array | None) -> Channel:
-    """The scalar channels of a series (exact where M^T H^T Lambda H M is diagonal)."""
-    white = looks.precision_for(hyper, weights)
-    there = white > 0
-    band = jnp.where(there, white, 0.0).sum((0, 2, 3)) / jnp.maximum(there.sum((0, 2, 3)), 1)
-    power = (looks.colour**2).sum(1)
-    weight = jnp.einsum("nbhw,b->nhw", white, power) / jnp.maximum((band * power).sum(), 1e-20)
-    lam = (looks.colour**2).T @ band
-    share = (looks.colour * band[:, None]) ** 2 / jnp.maximum(lam, 1e-12 * lam.max() + 1e-30) ** 2
-    offset = (hyper.offset[looks.group] * looks.offset_sd) ** 2
-    return Channel(weight, lam, share.sum(0), jnp.minimum(share.T @ offset, 10.0))
-
-
-def mean_tau(looks: Looks) -> Array:
-    """(n, T): one time weighting per look (the mean over its pixels where each has its own day)."""
-    if looks.tau.ndim == 2:
-        return looks.tau
-    total = looks.tau.sum((1, 2))
-    return total / jnp.maximum(total.sum(-1, keepdims=True), 1e-6)
-
-
-def pixel_inverse(design: Array, lam: Array, weight: Array) -> Array:
-    """(K, R, R, Y, X) inverse of I + sum_n lam_nk w_n(s) B_kn B_kn^T.  design: B (K, n, R). lam: (n, K). weight: (n, Y, X)."""
-    width = design.shape[2]
-    pairs = jnp.einsum("knq,knr,nk->qrkn", design, design, lam)
-
-    def row(w: Array) -> Array:
-        return invert(jnp.eye(width)[:, :, None, None] + jnp.einsum("qrkn,nx->qrkx", pairs, w))[0]
-
-    blocks = jax.lax.map(row, jnp.moveaxis(weight, 1, 0))
-    return jnp.transpose(blocks, (3, 1, 2, 0, 4))
 
 
 @register_dataclass
@@ -82,7 +37,9 @@ class Preconditioner:
     """M: `apply` is M^-1 r, `draw_upper` draws from N(0, M^-1)."""
 
     inverse: Array
-    """(K, R, R, Y, X) pixel blocks"""
+    """(K, R, R, Y, X) pixel blocks X_0"""
+    blurred: Array
+    """(2, K, R, R, Y, X) X_i - X_0 of the bands that are high along one axis, and along both; (0, ...) where no look is blurred"""
     weight: Array
     """(N, Y, X) of all fine looks"""
     lam: Array
@@ -116,6 +73,20 @@ class Preconditioner:
     def _pixels(self, right: Array) -> Array:
         return times(self.inverse, right)
 
+    def _finest(self, right: Array) -> Array:
+        """sum_i Phi_i^T (X_i - X_0) Phi_i of the pixels' right-hand side (K, R, Y, X)."""
+        if not len(self.blurred):
+            return jnp.zeros_like(right)
+        edge, corner = self.blurred
+        low, high = _haar(right, 2)
+        out = _haar_back(times(edge, _haar(high, 3)[0]), 3, 1) + _haar_back(times(corner, _haar(high, 3)[1]), 3, -1)
+        return _haar_back(out, 2, -1) + _haar_back(_haar_back(times(edge, _haar(low, 3)[1]), 3, -1), 2, 1)
+
+    @property
+    def variance(self) -> Array:
+        """(K, R, R, Y, X) covariance of a pixel's own coefficients: the mean over the bands, a quarter of the spectrum each."""
+        return self.inverse + (0.5 * self.blurred[0] + 0.25 * self.blurred[1] if len(self.blurred) else 0.0)
+
     def _to_looks(self, units: Array) -> Array:
         """Pixel coefficients (K, R, Y, X) -> weighted looks (K, N, Y, X)."""
         return jnp.einsum("knr,kryx->knyx", self.pixel, units) * self.lam.T[:, :, None, None] * self.weight
@@ -144,7 +115,8 @@ class Preconditioner:
     def apply(self, r: White) -> White:
         """M^-1 r."""
         rank, _, _, *space = self.inverse.shape
-        pixels = self._pixels(r["pixel"].reshape(rank, -1, *space))
+        own = r["pixel"].reshape(rank, -1, *space)
+        pixels = self._pixels(own)
         looks = self._to_looks(pixels)
         each = self.objects.gather(looks)
         objects = r["object"] - jnp.einsum("knr,kno->kro", self.object, each)
@@ -153,13 +125,14 @@ class Preconditioner:
         steps = r["scene"].shape[1]
         total = (each + pulled).sum(2)
         scene = jnp.pad(r["scene"], ((0, 0), (0, self.scene.shape[2] - steps))) - jnp.einsum("knt,kn->kt", self.scene, total)
-        own = self.classes.gather(looks) + pulled @ self.kinds.T
-        kind = r["class"] - jnp.einsum("knr,knc->krc", self.kind, own)
+        felt = self.classes.gather(looks) + pulled @ self.kinds.T
+        kind = r["class"] - jnp.einsum("knr,knc->krc", self.kind, felt)
         place = r["place"] - self.nodes.gather(jnp.einsum("knr,knyx->kryx", self.place, looks))
         place = place - jnp.einsum("knr,kno->kro", self.place, pulled) @ self.places.T
         right = jnp.concatenate([scene, kind.reshape(rank, -1), place.reshape(rank, -1)], axis=1)
         top = jnp.einsum("kvu,kv->ku", self.top, jnp.einsum("kvw,kw->kv", self.top, right))
-        return self._down(top, objects, pixels, steps)
+        white = self._down(top, objects, pixels, steps)
+        return {**white, "pixel": white["pixel"] + self._finest(own).reshape(white["pixel"].shape)}
 
     def draw(self, key: Array, steps: int) -> White:
         """A draw from N(0, M^-1) of every level."""
@@ -180,165 +153,12 @@ class Preconditioner:
         return self._down(top, objects, jnp.zeros_like(self.inverse[:, 0]), steps)
 
 
-@dataclass(frozen=True, eq=False)
-class _Side:
-    """One set of places (objects or coarse cells) in the top's normal equations: design^T info design."""
-
-    scene: Array
-    kind: Array
-    place: Array
-    """(K, n, .) temporal designs"""
-    kinds: Array
-    """(C, P)"""
-    places: Array
-    """(G, P)"""
-
-    def outer(self, info: Array) -> tuple[Array, ...]:
-        """The blocks with the scene: scene-scene, class-scene, place-scene.  info: (K, P, n, n)."""
-        js = jnp.einsum("kpnm,kmt->kpnt", info, self.scene)
-        ss = jnp.einsum("knt,kpnu->ktu", self.scene, js)
-        cs = jnp.einsum("cp,kprt->krct", self.kinds, jnp.einsum("knr,kpnt->kprt", self.kind, js))
-        gs = jnp.einsum("gp,kprt->krgt", self.places, jnp.einsum("knr,kpnt->kprt", self.place, js))
-        return ss, _flat(cs, 2), _flat(gs, 2)
-
-    def temporal(self, info: Array) -> tuple[Array, ...]:
-        """(K, P, ., .) class-class, place-class, place-place."""
-        jc = jnp.einsum("kpnm,kmr->kpnr", info, self.kind)
-        jp = jnp.einsum("kpnm,kmr->kpnr", info, self.place)
-        return tuple(jnp.einsum("knq,kpnr->kpqr", b, j) for b, j in ((self.kind, jc), (self.place, jc), (self.place, jp)))
-
-    def inner(self, info: Array) -> tuple[Array, ...]:
-        """The blocks within classes and places, each place weighed by its mean weights."""
-        cc, gc, gg = self.temporal(info)
-        cc = jnp.einsum("cp,dp,kpqr->kqcrd", self.kinds, self.kinds, cc, optimize=True)
-        gc = jnp.einsum("gp,cp,kpqr->kqgrc", self.places, self.kinds, gc, optimize=True)
-        return _square(cc), _square(gc), self.inner_places(gg)
-
-    def inner_places(self, gg: Array) -> Array:
-        """(K, P, R_p, R_p) -> (K, R_p G, R_p G): one matrix product over the places."""
-        rank, _, width, _ = gg.shape
-        nodes = self.places.shape[0]
-        both = (self.places[:, None] * self.places[None]).reshape(-1, self.places.shape[1])
-        out = (both @ jnp.moveaxis(gg, 1, 0).reshape(both.shape[1], -1)).reshape(nodes, nodes, rank, width, width)
-        return jnp.transpose(out, (2, 3, 0, 4, 1)).reshape(rank, width * nodes, width * nodes)
+def _haar(plane: Array, axis: int) -> tuple[Array, Array]:
+    """Half sum and half difference with the next pixel along an axis (cyclic): squared transfers cos^2(w / 2) and sin^2(w / 2)."""
+    other = jnp.roll(plane, -1, axis)
+    return 0.5 * (plane + other), 0.5 * (plane - other)
 
 
-def _flat(a: Array, keep: int) -> Array:
-    return a.reshape(a.shape[0], -1, a.shape[-1]) if keep == 2 else a
-
-
-def _square(a: Array) -> Array:
-    return a.reshape(a.shape[0], a.shape[1] * a.shape[2], -1)
-
-
-def _assemble(outer: Sequence[Array], inner: Sequence[Array]) -> Array:
-    """(K, U, U) from the lower blocks."""
-    (ss, cs, gs), (cc, gc, gg) = outer, inner
-    turn = partial(jnp.swapaxes, axis1=1, axis2=2)
-    rows = ([ss, turn(cs), turn(gs)], [cs, cc, turn(gc)], [gs, gc, gg])
-    return jnp.concatenate([jnp.concatenate(row, 2) for row in rows], 1)
-
-
-def _scatter(side: _Side, info: Array, size: Array, objects: Objects, classes: Weights, nodes: Smooth) -> tuple[Array, ...]:
-    """What the pixels of one object tell by differing in their class and place weights: blocks (class-class, place-class, place-place).
-
-    info: (K, O, n, n) per pixel.  The product of class and place deviations is left out: places vary little within an object.
-    """
-    cc, _, gg = side.temporal(info)
-    count, rank, width = side.kinds.shape[0], gg.shape[0], gg.shape[2]
-    apart = classes.weight - objects.spread(side.kinds)
-    flat = jnp.concatenate([apart.reshape(count, -1), jnp.zeros((count, 1))], axis=1)[:, objects.order]
-    second = jnp.einsum("cij,dij,io->cdo", flat, flat, objects.owner, optimize=[(0, 1), (0, 1)])
-    kinds = jnp.einsum("cdo,koqr->kqcrd", second, cc)
-    rows = jnp.einsum("yg,yh->ghy", nodes.rows, nodes.rows)
-    cols = jnp.einsum("xg,xh->ghx", nodes.cols, nodes.cols)
-
-    def product(planes: Array) -> Array:
-        half = jnp.einsum("ghy,qryx->ghqrx", rows, planes)
-        full = jnp.einsum("ijx,ghqrx->qgirhj", cols, half)
-        return full.reshape(full.shape[0] * full.shape[1] * full.shape[2], -1)
-
-    places = jax.lax.map(product, objects.spread(jnp.moveaxis(gg, 1, -1)))
-    places = places - side.inner_places(gg * size[None, :, None, None])
-    return _square(kinds), jnp.zeros((rank, width * side.places.shape[0], kinds.shape[1] * count)), places
-
-
-def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper: Hyper, weights: Sequence[Array | None]) -> Preconditioner:
-    """The preconditioner of a tile for one theta."""
-    channels = [channel(s, hyper, w) for s, w in zip(series, weights, strict=True)]
-    counts = [int(s.days.shape[0]) for s in series]
-    steps, rank, *shape = hierarchy.shape
-    starts = [sum(counts[:i]) for i in range(len(counts))]
-    total = max(sum(counts), 1)
-    objects = hierarchy.spaces["object"]
-    nodes = dense(hierarchy.spaces["place"], (shape[0], shape[1]))
-
-    def designs(tau: Array, offset: Array) -> tuple[Array, ...]:
-        """Temporal designs of looks: scene with offsets, class, place, object, pixel.  offset: (K, n, offsets)."""
-        out = [jnp.concatenate([jnp.einsum("nt,kts->kns", tau, factors.scene), offset], axis=2)]
-        for name in ("class", "place", "object", "pixel"):
-            colouring = factors.coefficient[name]
-            out.append(jnp.einsum("nr,krq->knq", tau @ hierarchy.temporal[:, : colouring.shape[1]], colouring))
-        return tuple(out)
-
-    def own(i: int) -> Array:
-        """(K, n, total) the columns of a series' offsets."""
-        hot = jax.nn.one_hot(starts[i] + jnp.arange(counts[i]), total)
-        return jnp.sqrt(channels[i].offset)[:, None, None] * hot
-
-    fine = [i for i, s in enumerate(series) if not s.coarse]
-    if fine:
-        weight = jnp.concatenate([jnp.maximum(series[i].footprint.adjoint(channels[i].weight), 0.0) for i in fine])
-        lam = jnp.concatenate([jnp.broadcast_to(channels[i].lam, (counts[i], rank)) for i in fine])
-        tau = jnp.concatenate([mean_tau(series[i]) for i in fine])
-        offset = jnp.concatenate([own(i) for i in fine], axis=1)
-    else:
-        weight, lam = jnp.zeros((1, shape[0], shape[1])), jnp.zeros((1, rank))
-        tau, offset = jnp.zeros((1, steps)), jnp.zeros((rank, 1, total))
-    scene, kind, place, thing, pixel = designs(tau, offset)
-    size = objects.gather(jnp.ones((shape[0], shape[1])))
-    mean_of = lambda planes: objects.gather(planes) / jnp.maximum(size, 1.0)  # noqa: E731
-    average = mean_of(weight)
-    inner = pixel_inverse(pixel, lam, average[:, None, :])[:, :, :, 0]
-    power = lam.T[:, :, None] * average
-    lift = pixel[:, :, :, None] * power[:, :, None, :]
-    info = jax.vmap(jax.vmap(jnp.diag))(jnp.swapaxes(power, 1, 2)) - jnp.einsum("knqo,kqro,kmro->konm", lift, inner, lift, optimize=True)
-    info = info * size[None, :, None, None]
-    block = jnp.eye(thing.shape[2]) + jnp.einsum("knq,konm,kmr->koqr", thing, info, thing, optimize=True)
-    object_inverse = jnp.moveaxis(invert(jnp.moveaxis(block, (2, 3), (0, 1)))[0], (0, 1), (2, 3))
-    object_inverse = 0.5 * (object_inverse + jnp.swapaxes(object_inverse, 2, 3))
-    told = jnp.einsum("konm,kmr->konr", info, thing)
-    above = info - jnp.einsum("konq,koqr,komr->konm", told, object_inverse, told, optimize=True)
-    kinds, places = mean_of(hierarchy.spaces["class"].weight), mean_of(nodes)
-    side = _Side(scene, kind, place, kinds, places)
-    apart = _scatter(side, info / jnp.maximum(size, 1.0)[:, None, None], size, objects, hierarchy.spaces["class"], hierarchy.spaces["place"])
-    normal = _assemble(side.outer(above), [a + b for a, b in zip(apart, side.inner(above), strict=True)])
-    for i, s in enumerate(series):
-        if s.coarse:
-            s_scene, s_kind, s_place, _, _ = designs(mean_tau(s), own(i))
-            there = s.footprint(jnp.concatenate([hierarchy.spaces["class"].weight, nodes]))
-            there = there.reshape(there.shape[0], -1)
-            split = kinds.shape[0]
-            told = _coarse_info(s, channels[i], hyper)
-            cells = _Side(s_scene, s_kind, s_place, there[:split], there[split:])
-            normal = normal + _assemble(cells.outer(told), cells.inner(told))
-    unknowns = normal.shape[1]
-    schur = 0.5 * (normal + jnp.swapaxes(normal, 1, 2)) + 1.0001 * jnp.eye(unknowns)
-    top = jax.lax.map(lambda a: invert_lower(jnp.linalg.cholesky(a)), schur)  # one by one: CPUs multiply batches slowly
-    return Preconditioner(
-        pixel_inverse(pixel, lam, weight), weight, lam, pixel, thing, scene, kind, place, info, object_inverse,
-        jnp.moveaxis(root(jnp.moveaxis(object_inverse, (2, 3), (0, 1))), (0, 1), (2, 3)), kinds, places,
-        objects, hierarchy.spaces["class"], hierarchy.spaces["place"], top,
-    )
-
-
-def _coarse_info(looks: Looks, channels: Channel, hyper: Hyper) -> Array:
-    """(K, P, n, n) precision of a coarse cell's looks in each component's channel, the discrepancy marginalised."""
-    cells = channels.weight.reshape(channels.weight.shape[0], -1).T
-    amplitude = jnp.sqrt(channels.lam[:, None, None] * cells[None])
-    if not looks.correlated:
-        return jax.vmap(jax.vmap(jnp.diag))(amplitude**2)
-    covariance = jnp.minimum(channels.spread, 1e6)[:, None, None] * looks.discrepancy_covariance(hyper)
-    first = jnp.moveaxis(amplitude, 2, 0)
-    inner = jnp.eye(len(first))[:, :, None, None] + first[:, None] * jnp.moveaxis(covariance, 0, 2)[..., None] * first[None]
-    return jnp.transpose(first[:, None] * invert(inner)[0] * first[None], (2, 3, 0, 1))
+def _haar_back(plane: Array, axis: int, sign: int) -> Array:
+    """The transpose of the half sum (sign 1) or half difference (sign -1)."""
+    return 0.5 * (plane + sign * jnp.roll(plane, 1, axis))
