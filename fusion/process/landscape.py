@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
@@ -54,7 +56,9 @@ def soft_classes(stack: Planes, *, count: int = 64, seed: int = 0) -> NDArray[np
         return out.reshape(count, *shape)
     sample = points[rng.choice(len(points), min(len(points), 4096), replace=False)]
     start = sample[rng.choice(len(sample), min(wanted, len(sample)), replace=False)]
-    centres, _ = kmeans2(sample, start, iter=12, minit="matrix", missing="warn") if len(start) > 1 else (start, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a centre that loses all its points stays where it was, which does no harm
+        centres, _ = kmeans2(sample, start, iter=12, minit="matrix", missing="warn") if len(start) > 1 else (start, None)
     centres = centres[np.lexsort(centres.T[::-1])]
     apart = ((centres[:, None] - centres[None]) ** 2).sum(-1)
     width = max(float(np.median(np.sort(apart, axis=1)[:, 1])), 1e-12)
