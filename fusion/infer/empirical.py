@@ -2,11 +2,13 @@
 
 For every coarse look n near a fine one, the fine images at its times, seen through the coarse footprint, give x_n(p, b).
 
-    y_n(p, b) = W(width, shift) x + bias_b + o_nb + d_n(p, b),     d = white in time + Ornstein-Uhlenbeck on the cells
+    R y_n(p) = R W(width, shift) x + bias + o_n + d_n(p),     d = white in time + Ornstein-Uhlenbeck on the cells
 
-width and shift: least summed log residual variance over the bands, from the facts outwards. bias: mean over looks, shrunk.
-o: its scatter. d: lag products of the residuals between dates, by moments. The result is the same observations with better
-facts; the engine's own factors (`Hyper`) then vary around them. Only fine images that are given teach anything.
+width and shift: least summed log residual variance over the bands, from the facts outwards. R: what the bands of such a sensor
+get wrong they get wrong together (a displaced cell errs in all of them), so their residuals' covariance is diagonalised, and
+the pseudo-bands are scaled to one lasting error. bias: mean over looks, shrunk. o: its scatter. d: lag products of the
+residuals between dates, by moments. The result is the same observations, in pseudo-bands, with better facts; the engine's
+own factors (`Hyper`) then vary around them. Only fine images that are given teach anything.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from fusion.cube.cube import Cube
+from fusion.infer.discrepancy import errors, lasting_offset, rotation
 from fusion.observe.footprint import footprint
 from fusion.observe.layer import Layer
 from fusion.observe.observation import Observation
@@ -32,7 +35,7 @@ LOOKS = 12
 """at most so many coarse looks are used for width and shift, spread over the period"""
 CELLS = 24
 """least number of clear cells in all looks together"""
-WIDTHS = (0.25, 0.5, 0.75, 1.0, 1.35, 1.8, 2.4)
+WIDTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.6, 2.0, 2.5)
 """tried factors on the blur"""
 STEPS = (0.5, 0.25, 0.125)
 """pattern search of the shift, in cells"""
@@ -40,8 +43,6 @@ FARTHEST = 1.5
 """cells: geolocation is never worse"""
 SHIFT_SD = 0.5
 """cells: a displacement is worth that much evidence against it"""
-PRIOR_LOOKS = 2.0
-"""the stated facts weigh as much as two looks"""
 
 Array = NDArray[np.float64]
 
@@ -55,8 +56,10 @@ class Learned:
     """factor on the blur of the stated PSF"""
     shift: tuple[float, float]
     """(north, east) metres by which its looks are displaced"""
+    rotation: Array
+    """(B, B) R, from bands to pseudo-bands of independent errors; the numbers below are of these"""
     bias: Array
-    """(B,) reflectance, coarse minus fine"""
+    """(B,) coarse minus fine"""
     offset_sd: Array
     """(B,) scatter of a look's common error"""
     white_sd: Array
@@ -84,8 +87,10 @@ def calibrated(observations: Sequence[Observation], cube: Cube) -> tuple[tuple[O
         learned = _learn([observations[i] for i in members], fine, cube) if fine else None
         if learned is not None:
             records.append(learned)
+            days = [cube.calendar.day_of(observations[i].when) for i in members]
+            offset = lasting_offset(learned.lasting_sd, learned.white_sd, learned.days, days) * learned.offset_sd
             for i in members:
-                out[i] = _with(observations[i], learned, cube)
+                out[i] = _with(observations[i], replace(learned, offset_sd=offset), cube)
     return tuple(out), tuple(records)
 
 
@@ -111,15 +116,15 @@ def _pictures(coarse: Sequence[Observation], fine: Sequence[Observation], cube: 
     """Fine images in the coarse sensor's bands: z by least squares under the spectral prior, then linear in time."""
     times = np.array([cube.calendar.day_of(o.when) for o in fine])
     days = np.array([cube.calendar.day_of(o.when) for o in coarse])
-    near = [i for i in np.argsort(days, kind="stable") if np.abs(times - days[i]).min() <= NEAR_DAYS]
-    near = [near[i] for i in np.unique(np.linspace(0, len(near) - 1, LOOKS).round().astype(int))] if len(near) > LOOKS else near
+    used = [i for i in np.argsort(days, kind="stable") if np.abs(times - days[i]).min() <= NEAR_DAYS]
+    used = [used[i] for i in np.unique(np.linspace(0, len(used) - 1, LOOKS).round().astype(int))] if len(used) > LOOKS else used
     planes, clear = zip(*(_backwards(o, coarse[0], cube) for o in fine), strict=True)
     stack, there = np.stack(planes), np.stack(clear)
     order = np.argsort(times, kind="stable")
     filled = _filled(stack[order], there[order])
     steps = cube.calendar.days
-    pictures, masks = [], []
-    for i in near:
+    planes_at, masks = [], []
+    for i in used:
         tau = np.asarray(coarse[i].layer.tau, np.float64)
         weight = np.zeros(len(fine))
         for t in np.flatnonzero(tau):
@@ -129,10 +134,10 @@ def _pictures(coarse: Sequence[Observation], fine: Sequence[Observation], cube: 
             share = (steps[t] - times[order][low]) / gap if gap > 0 else 0.0
             weight[low] += tau[t] * (1 - share)
             weight[high] += tau[t] * share
-        pictures.append(np.tensordot(weight / weight.sum(), filled, 1))
+        planes_at.append(np.tensordot(weight / weight.sum(), filled, 1))
         masks.append(there[int(np.abs(times - days[i]).argmin())])
     empty = np.zeros((0, *stack.shape[1:]))
-    return _Pairs([coarse[i] for i in near], np.stack(pictures) if near else empty, np.array(masks), days[near])
+    return _Pairs([coarse[i] for i in used], np.stack(planes_at) if used else empty, np.array(masks), days[used])
 
 
 def _backwards(fine: Observation, coarse: Observation, cube: Cube) -> tuple[Array, Array]:
@@ -172,8 +177,9 @@ def _residuals(pairs: _Pairs, foot: Footprint, pictures: Array) -> tuple[Array, 
 
 
 def _misfit(pairs: _Pairs, sharp: Footprint, fwhm: float, cube: Cube, widen: float, shift: tuple[float, float]) -> float:
-    """Minus twice the profile log-likelihood of width and shift: a free mean per look and band, a free variance per band.
+    """Minus twice the profile log-likelihood of width and shift: a free mean per look and band, a free contrast and variance per band.
 
+    The contrast is free because cells that wander from day to day lose contrast, which a width would otherwise explain.
     sharp: the footprint at the least of WIDTHS; the search blurs and moves the fine pictures instead of building footprints.
     fwhm: metres, of the stated blur.
     """
@@ -183,9 +189,12 @@ def _misfit(pairs: _Pairs, sharp: Footprint, fwhm: float, cube: Cube, widen: flo
     moved = ndimage.gaussian_filter(moved, (0, 0, blur, blur), mode="nearest", truncate=3.0) if blur > 0 else moved
     residual, use = _residuals(pairs, sharp, moved)
     count = np.maximum(use.sum(axis=(2, 3), keepdims=True), 1)
-    centred = np.where(use > 0, residual - residual.sum(axis=(2, 3), keepdims=True) / count, 0.0)
+    data = np.where(use > 0, np.stack([o.data for o in pairs.coarse]), 0.0)
+    measured, seen = (np.where(use > 0, a - a.sum(axis=(2, 3), keepdims=True) / count, 0.0) for a in (data, data - residual))
+    squares = [(a * b).sum(axis=(0, 2, 3)) for a, b in ((measured, measured), (measured, seen), (seen, seen))]
+    contrast = np.clip(squares[1] / np.maximum(squares[2], 1e-12), 0.5, 1.5)
     values = use.sum(axis=(0, 2, 3))
-    variance = (centred**2).sum(axis=(0, 2, 3)) / np.maximum(values, 1)
+    variance = (squares[0] - 2 * contrast * squares[1] + contrast**2 * squares[2]) / np.maximum(values, 1)
     # bands share their errors and neighbours overlap: a fourth of the values is independent
     fit = 0.25 * float((values * np.log(np.maximum(variance, 1e-12))).sum())
     cell = pixel * float(np.sqrt(sharp.grid_shape[0] * sharp.grid_shape[1] / (sharp.shape[0] * sharp.shape[1])))
@@ -225,67 +234,47 @@ def _learn(coarse: Sequence[Observation], fine: Sequence[Observation], cube: Cub
     widen, shift = _place(pairs, cube, cell)
     foot = footprint(first.geobox, first.psf, cube.grid, view=first.view, widen=widen, shift=shift)
     residual, use = _residuals(pairs, foot, pairs.pictures)
-    count = use.sum(axis=(2, 3))
-    level = residual.sum(axis=(2, 3)) / np.maximum(count, 1)  # (n, B)
-    seen = (count > 0).astype(float)
-    looks = seen.sum(axis=0)
-    bias = (level * seen).sum(axis=0) / (looks + 0.25)
-    scatter = ((level - bias) ** 2 * seen).sum(axis=0)
-    stated = np.asarray(first.offset_sd, np.float64)
-    offset = np.sqrt((PRIOR_LOOKS * stated**2 + scatter) / (PRIOR_LOOKS + looks))
-    centred = np.where(use > 0, residual - level[:, :, None, None], 0.0)
-    total = (centred**2).sum(axis=(0, 2, 3)) / np.maximum(use.sum(axis=(0, 2, 3)) - looks, 1)
-    lasting, days = _persistence(centred, use, pairs.days, total, first.discrepancy_days)
+    turn = rotation(residual, use, least=CELLS)
+    if (turn != np.eye(len(turn))).any():
+        use = np.broadcast_to(use.min(axis=1, keepdims=True), use.shape)
+    residual = np.einsum("cb,nbhw->nchw", turn, residual)
+    bias, offset, total, lasting, days = errors(
+        residual, use, pairs.days, turn**2 @ np.asarray(first.offset_sd, np.float64) ** 2, first.discrepancy_days
+    )
+    scale = np.sqrt(lasting.mean() / np.maximum(lasting, 1e-4 * lasting.mean() + 1e-12))
     white = np.sqrt(np.maximum(total - lasting, 0.0))
-    return Learned(first.sensor, widen, shift, bias, offset, white, np.sqrt(lasting), days, len(pairs.coarse))
-
-
-def _persistence(residual: Array, use: Array, days: Array, total: Array, stated: float) -> tuple[Array, float]:
-    """((B,) lasting variance, days): correlation of residuals at each lag, c = share exp(-lag / days), fitted over all bands."""
-    lags, products, weights = [], [], []
-    for i in range(len(days)):
-        for j in range(i + 1, len(days)):
-            both = use[i] * use[j]
-            number = both.sum(axis=(1, 2))
-            if number.min() > 0:
-                lags.append(abs(days[j] - days[i]))
-                products.append((residual[i] * residual[j] * both).sum(axis=(1, 2)) / number)
-                weights.append(number.mean())
-    if not lags or not (total > 0).all():
-        return 0.5 * total, stated
-    lag, product, weight = np.array(lags), np.array(products), np.array(weights)
-    common = (product / total).mean(axis=1)
-    tried = stated * 2.0 ** np.arange(-2, 4)
-    # least squares of the common correlation; the share is linear, its prior 1/2 counts as one pair of looks
-    shares = [np.clip(_share(common, weight, np.exp(-lag / d)), 0.0, 0.98) for d in tried]
-    misfit = [float((weight * (common - s * np.exp(-lag / d)) ** 2).sum()) for s, d in zip(shares, tried, strict=True)]
-    best = int(np.argmin(np.array(misfit) + 0.01 * weight.mean() * np.log(tried / stated) ** 2))
-    shape = np.exp(-lag / tried[best])
-    own = np.array([_share(product[:, b] / total[b], weight, shape, shares[best], 4.0) for b in range(len(total))])
-    return np.clip(own, 0.0, 0.98) * total, float(tried[best])
-
-
-def _share(value: Array, weight: Array, shape: Array, prior: float = 0.5, strength: float = 1.0) -> float:
-    """Weighted least squares of value = share * shape, shrunk to a prior."""
-    anchor = strength * weight.mean() * 0.1
-    return float(((weight * shape * value).sum() + anchor * prior) / ((weight * shape**2).sum() + anchor))
+    return Learned(
+        first.sensor, widen, shift, scale[:, None] * turn, scale * bias, scale * offset, scale * white, scale * np.sqrt(lasting),
+        days, len(pairs.coarse),
+    )
 
 
 def _with(obs: Observation, learned: Learned, cube: Cube) -> Observation:
     """The observation with the learned facts in place of the stated ones."""
     layer = obs.layer
     foot = footprint(obs.geobox, obs.psf, cube.grid, view=obs.view, widen=learned.widen, shift=learned.shift)
-    seen = (obs.precision > 0) & (np.asarray(foot.seen) > 0)
-    white = learned.white_sd.astype(np.float32)[:, None, None] ** 2
-    precision = np.where(seen, 1.0 / (1.0 / np.where(seen, obs.precision, 1.0) + white), 0.0).astype(np.float32)
-    data = np.where(seen, obs.data - learned.bias.astype(np.float32)[:, None, None], 0.0).astype(np.float32)
+    seen, turn = (obs.precision > 0) & (np.asarray(foot.seen) > 0), learned.rotation
+    pseudo = bool((turn != np.diag(np.diag(turn))).any())
+    seen = np.broadcast_to(seen.all(axis=0), seen.shape) if pseudo else seen
+
+    def turned(values: NDArray[np.floating], by: Array = turn) -> Array:
+        return np.einsum("cb,b...->c...", by, np.asarray(values, np.float64))
+
+    variance = turned(1.0 / np.where(seen, obs.precision, 1.0), turn**2) + learned.white_sd[:, None, None] ** 2
+    precision = np.where(seen, 1.0 / variance, 0.0).astype(np.float32)
+    data = np.where(seen, turned(np.where(seen, obs.data, 0.0)) - learned.bias[:, None, None], 0.0).astype(np.float32)
+    colour, mean, tau = (np.asarray(a) for a in (layer.colour, layer.mean, layer.tau))
+    common = (obs.gain_sd * (mean + obs.data.mean(axis=(1, 2)))) ** 2 if pseudo else np.zeros(len(turn))
+    offset = np.sqrt(learned.offset_sd**2 + turned(common, turn**2))
     lasting = float(np.sqrt(np.mean(learned.lasting_sd**2)))
     note = (
         f"learned on {learned.looks} looks: blur x {learned.widen:g}, shift {learned.shift[0]:.0f} m north "
         f"{learned.shift[1]:.0f} m east, discrepancy {lasting:.4f} over {learned.days:.0f} days"
     )
     return replace(
-        obs, data=data, precision=precision, offset_sd=learned.offset_sd.astype(np.float32),
-        layer=Layer.of(foot, *(np.asarray(a) for a in (layer.colour, layer.mean, layer.tau))),
+        obs, data=data, precision=precision, offset_sd=offset.astype(np.float32), layer=Layer.of(foot, turned(colour), turned(mean), tau),
+        bands=tuple(f"pseudo-{i + 1}" for i in range(len(turn))) if pseudo else obs.bands,
+        gain_sd=np.zeros_like(obs.gain_sd) if pseudo else obs.gain_sd,
+        residual_var=turned(obs.residual_var, turn**2).astype(np.float32),
         discrepancy_sd=lasting, discrepancy_days=learned.days, notes=(*obs.notes, note),
     )

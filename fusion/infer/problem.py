@@ -50,7 +50,7 @@ def pose(
     sensors = tuple(sorted({o.sensor for o in useful}))
     counted = sorted(sensors, key=lambda name: -sum(o.sensor == name for o in fine))
     first = next((o for o in useful if o.sensor == counted[0]), None) if counted else None
-    colour = np.eye(cube.basis.rank) if first is None else np.asarray(first.layer.colour, np.float64)
+    colour = np.eye(cube.basis.rank) if first is None else _sharpness(first)[:, None] * np.asarray(first.layer.colour, np.float64)
     images = _images(fine, cube.grid.shape)
     hierarchy = build(
         cube.calendar.days, cube.basis.prior, colour, soft_classes(images, count=classes, seed=seed),
@@ -59,6 +59,13 @@ def pose(
     )
     hyper = Hyper.default(cube.basis.rank, sensors)
     return Problem(hierarchy, stack(useful, hierarchy, sensors, cube.calendar.day_of), hyper, learned)
+
+
+def _sharpness(obs: Any) -> NDArray[np.float64]:
+    """(B,) one over the median noise sd: canonical components are those that the sensor tells apart independently."""
+    seen = np.asarray(obs.precision) > 0
+    noise = 1 / np.where(seen, obs.precision, 1.0) + np.asarray(obs.residual_var)[:, None, None]
+    return np.array([1 / np.sqrt(max(float(np.median(n[s])), 1e-8)) if s.any() else 0.0 for n, s in zip(noise, seen, strict=True)])
 
 
 def _images(fine: Sequence[Any], shape: tuple[int, int]) -> NDArray[np.float32]:

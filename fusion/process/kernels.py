@@ -2,10 +2,12 @@
 
 A level's temporal covariance is a convex mixture, unit variance on average over the dates,
 
-    C = (1 - w) [ a_s 1 1^T + a_a cos(2 pi dt / 365.25) + a_m M_3/2(dt / length) + a_r M_1/2(dt / 4 d) ] + w E,
+    C = (1 - w) [ a_s 1 1^T + a_a cos(2 pi dt / 365.25) + a_m M_1/2(dt / length) + a_r M_1/2(dt / 4 d) ] + w E,
 
-of what never changes, an annual cycle of free phase, smooth change, rough change, and E, the covariance between dates
-that the data show (`empirical`).  The rough part never vanishes, so that C stays well conditioned.
+of what never changes, an annual cycle of free phase, slow change, rough change, and E, the covariance between dates
+that the data show (`empirical`).  Slow change is an Ornstein-Uhlenbeck process too: between two close looks it is a Brownian
+bridge, whose mean is the straight line between them, which is hard to beat on real series; a differentiable process averages
+many dates there instead.  The rough part never vanishes, so that C stays well conditioned.
 """
 
 from __future__ import annotations
@@ -32,12 +34,6 @@ def matern12(lag: Array, length: ArrayLike) -> Array:
     return jnp.exp(-lag / length)
 
 
-def matern32(lag: Array, length: ArrayLike) -> Array:
-    """(1 + q) exp(-q), q = sqrt(3) |dt| / length (Rasmussen & Williams 2006, eq. 4.17)."""
-    q = jnp.sqrt(3.0) * lag / length
-    return (1.0 + q) * jnp.exp(-q)
-
-
 def annual(lag: Array) -> Array:
     """cos(2 pi dt / year): one harmonic of random amplitude and phase (its two quadratures have equal variance)."""
     return jnp.cos(2.0 * jnp.pi * lag / YEAR)
@@ -46,13 +42,13 @@ def annual(lag: Array) -> Array:
 def mixture(days: ArrayLike, shares: ArrayLike, length: ArrayLike, learned: ArrayLike = 0.0, empirical: ArrayLike | None = None) -> Array:
     """(T, T) temporal covariance of a level, the module's equation.
 
-    days: (T,). shares: (4,) non-negative weights of static, annual, smooth, rough; only their ratios matter.
-    length: days, of the smooth part. learned: w in [0, 1). empirical: (T, T) covariance of unit mean diagonal, or None.
+    days: (T,). shares: (4,) non-negative weights of static, annual, slow, rough; only their ratios matter.
+    length: days, of the slow part. learned: w in [0, 1). empirical: (T, T) covariance of unit mean diagonal, or None.
     """
     lag = lags(days)
     shares = jnp.asarray(shares)
     part = shares / shares.sum()
-    anchor = part[0] + part[1] * annual(lag) + part[2] * matern32(lag, length) + part[3] * matern12(lag, ROUGH_DAYS)
+    anchor = part[0] + part[1] * annual(lag) + part[2] * matern12(lag, length) + part[3] * matern12(lag, ROUGH_DAYS)
     return jnp.asarray(anchor if empirical is None else (1.0 - learned) * anchor + learned * jnp.asarray(empirical))
 
 

@@ -102,8 +102,8 @@ class World:
         for i, name in enumerate(LEVELS):
             share = np.asarray(self.hyper.shares[i], np.float64)
             share /= share.sum()
-            q = np.sqrt(3) * lag / float(self.hyper.length[i])
-            c = share[0] + share[1] * np.cos(2 * np.pi * lag / 365.25) + share[2] * (1 + q) * np.exp(-q) + share[3] * np.exp(-lag / 4)
+            slow = np.exp(-lag / float(self.hyper.length[i]))
+            c = share[0] + share[1] * np.cos(2 * np.pi * lag / 365.25) + share[2] * slow + share[3] * np.exp(-lag / 4)
             odds = float(self.hyper.learned[i])
             c = (c + odds * empirical) / (1 + odds)
             if name != "scene":

@@ -13,8 +13,6 @@ positive = st.floats(0.01, 10.0)
 
 def test_formulas() -> None:
     lag = np.array([[0.0, 10.0], [10.0, 0.0]])
-    q = np.sqrt(3) * 10 / 25
-    np.testing.assert_allclose(kernels.matern32(lag, 25.0), [[1, (1 + q) * np.exp(-q)], [(1 + q) * np.exp(-q), 1]], rtol=1e-6)
     np.testing.assert_allclose(kernels.matern12(lag, 5.0)[0, 1], np.exp(-2), rtol=1e-6)
     np.testing.assert_allclose(kernels.annual(np.array(365.25 / 2)), -1, rtol=1e-5)
 

@@ -1,0 +1,95 @@
+"""The discrepancy of a coarse sensor by moments: which bands err together, how much of it lasts, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+MIXED = 60.0
+"""values that the belief in independent bands is worth"""
+WHOLE = 0.98
+"""bands are combined where this share of the seen cells has all of them"""
+PRIOR_LOOKS = 2.0
+"""the stated facts weigh as much as two looks"""
+
+Array = NDArray[np.float64]
+
+
+def rotation(residual: Array, use: Array, least: int) -> Array:
+    """(B, B) rows: eigenvectors of the covariance of the bands' errors, signs fixed; the identity where bands miss apart.
+
+    residual: (n, B, H, W), 0 where `use` is 0. least: cells that are needed.
+    """
+    bands = residual.shape[1]
+    whole = use.min(axis=1, keepdims=True)
+    if bands == 1 or whole.sum() < WHOLE * use.sum() / bands or whole.sum() < least:
+        return np.eye(bands)
+    count = np.maximum(whole.sum(axis=(2, 3), keepdims=True), 1)
+    centred = np.where(whole > 0, residual - (whole * residual).sum(axis=(2, 3), keepdims=True) / count, 0.0)
+    product = np.einsum("nbhw,nchw->bc", centred, centred)
+    size = 0.25 * float(whole.sum())  # neighbours overlap
+    shrunk = (0.25 * product + MIXED * np.diag(np.diag(product)) / float(whole.sum())) / (size + MIXED)
+    vectors = np.linalg.eigh(shrunk)[1].T
+    return np.asarray(vectors * np.sign(vectors[np.arange(bands), np.abs(vectors).argmax(axis=1)])[:, None])
+
+
+def errors(residual: Array, use: Array, days: Array, stated: Array, length: float) -> tuple[Array, Array, Array, Array, float]:
+    """(bias, offset sd, discrepancy variance, its lasting part, each (B,), and the days that it lasts).
+
+    residual: (n, B, H, W). days: (n,). stated: (B,) variance of the offsets. length: stated days.
+    """
+    count = use.sum(axis=(2, 3))
+    level = (residual * use).sum(axis=(2, 3)) / np.maximum(count, 1)  # (n, B)
+    seen = (count > 0).astype(float)
+    looks = seen.sum(axis=0)
+    bias = (level * seen).sum(axis=0) / (looks + 0.25)
+    scatter = ((level - bias) ** 2 * seen).sum(axis=0)
+    offset = np.sqrt((PRIOR_LOOKS * stated + scatter) / (PRIOR_LOOKS + looks))
+    centred = np.where(use > 0, residual - level[:, :, None, None], 0.0)
+    total = (centred**2).sum(axis=(0, 2, 3)) / np.maximum(use.sum(axis=(0, 2, 3)) - looks, 1)
+    lasting, lag = _persistence(centred, use, days, total, length)
+    return bias, offset, total, lasting, lag
+
+
+def _persistence(residual: Array, use: Array, days: Array, total: Array, stated: float) -> tuple[Array, float]:
+    """((B,) lasting variance, days): correlation of residuals at each lag, c = share exp(-lag / days), fitted over all bands."""
+    lags, products, weights = [], [], []
+    for i in range(len(days)):
+        for j in range(i + 1, len(days)):
+            both = use[i] * use[j]
+            number = both.sum(axis=(1, 2))
+            if number.min() > 0:
+                lags.append(abs(days[j] - days[i]))
+                products.append((residual[i] * residual[j] * both).sum(axis=(1, 2)) / number)
+                weights.append(number.mean())
+    if not lags or not (total > 0).all():
+        return 0.5 * total, stated
+    lag, product, weight = np.array(lags), np.array(products), np.array(weights)
+    common = (product / total).mean(axis=1)
+    tried = stated * 2.0 ** np.arange(-2, 4)
+    # least squares of the common correlation; the share is linear, its prior 1/2 counts as one pair of looks
+    shares = [np.clip(_share(common, weight, np.exp(-lag / d)), 0.0, 0.98) for d in tried]
+    misfit = [float((weight * (common - s * np.exp(-lag / d)) ** 2).sum()) for s, d in zip(shares, tried, strict=True)]
+    best = int(np.argmin(np.array(misfit) + 0.01 * weight.mean() * np.log(tried / stated) ** 2))
+    shape = np.exp(-lag / tried[best])
+    own = np.array([_share(product[:, b] / total[b], weight, shape, shares[best], 4.0) for b in range(len(total))])
+    return np.clip(own, 0.0, 0.98) * total, float(tried[best])
+
+
+def _share(value: Array, weight: Array, shape: Array, prior: float = 0.5, strength: float = 1.0) -> float:
+    """Weighted least squares of value = share * shape, shrunk to a prior."""
+    anchor = strength * weight.mean() * 0.1
+    return float(((weight * shape * value).sum() + anchor * prior) / ((weight * shape**2).sum() + anchor))
+
+
+def lasting_offset(lasting: Array, white: Array, length: float, days: Sequence[float]) -> float:
+    """Factor on the offsets' sd, which the engine takes as independent: what lasts on the cells lasts on their mean, and n looks
+    of one epoch tell no more of it than one. Root of the mean row sum of the looks' correlation.
+
+    lasting, white: (B,) sd of the two parts of the discrepancy. length: days that the first lasts. days: of the looks.
+    """
+    lag = np.abs(np.subtract.outer(days, days))
+    share = float((lasting**2).sum() / max(float((lasting**2 + white**2).sum()), 1e-12))
+    return float(np.sqrt((share * np.exp(-lag / length) + (1 - share) * np.eye(len(lag))).sum(axis=1).mean()))
