@@ -1,9 +1,10 @@
-"""Measured against projected peak memory of one tile, per engine and size; each case in a process of its own.
+"""Measured against projected peak memory and time of one tile, per engine and size; each case in a process of its own.
 
     python benchmarks/memory.py                 # the table
     python benchmarks/memory.py --case gaussian 64 8 4 4
 
-The scenes are simulated (`fusion.simulate`). The constants of `fusion.service.plan` come from this table.
+The scenes are simulated (`fusion.simulate`). The constants of `fusion.service.plan` come from this table. Times are processor seconds of
+the whole tile, read to written: `cold_s` with nothing compiled (no compile cache), `warm_s` of the same tile again.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ def case(engine: str, core: int, times: int, rank: int, draws: int) -> dict[str,
 
     import numpy as np
 
+    from fusion.cube.cube import Cube
     from fusion.cube.grid import Grid
     from fusion.service import run
     from fusion.service.job import Job
-    from fusion.service.tile import fuse_tile
+    from fusion.service.reading import look
+    from fusion.service.tile import desk, fuse_tile
     from fusion.simulate import world
 
     start = np.datetime64("2024-05-01")
@@ -51,13 +54,24 @@ def case(engine: str, core: int, times: int, rank: int, draws: int) -> dict[str,
         planned = run.plan(job)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         store = run.prepare(job)
-        began = time.perf_counter()
+        began = time.process_time()
         brief = fuse_tile(store.url, store.about["fingerprint"], (0, 0))
-        seconds = time.perf_counter() - began
+        cold = time.process_time() - began
+        store.forget((0, 0))
+        began = time.process_time()
+        fuse_tile(store.url, store.about["fingerprint"], (0, 0))
+        warm = time.process_time() - began
+        at = desk(store.url, store.about["fingerprint"])
+        tile = at.tile((0, 0))
+        began = time.process_time()
+        look(at.coverage.of(tile), tile, Cube(tile.grid, store.cube.calendar, store.cube.basis), 0)
+        reading = time.process_time() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    looks, values = sum(brief["looks"].values()), times * rank * (core + 2 * planned.halo) ** 2
     return {
-        "seconds": seconds, "before_GB": before / 1e9, "peak_GB": peak / 1e9, "projected_GB": planned.peak_bytes / 1e9,
-        "ratio": planned.peak_bytes / peak, "looks": sum(brief["looks"].values()), "halo": planned.halo,
+        "cold_s": cold, "warm_s": warm, "read_s_per_look": reading / looks, "warm_us_per_value": 1e6 * (warm - reading) / values,
+        "before_GB": before / 1e9, "peak_GB": peak / 1e9, "projected_GB": planned.peak_bytes / 1e9,
+        "ratio": planned.peak_bytes / peak, "looks": looks, "halo": planned.halo,
     }
 
 
