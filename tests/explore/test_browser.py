@@ -132,7 +132,7 @@ def test_a_click_on_the_map_brings_that_pixel(cube: xr.Dataset, scenes: list[Sce
             CANVASES + "const b = canvases.filter(painted)[0].getBoundingClientRect(); return [b.x, b.y, b.width, b.height]"
         )
         browser.click(int(box[0] + 0.35 * box[2]), int(box[1] + 0.35 * box[3]))
-        browser.wait(titles.replace("return all", f"return {json.dumps(json.dumps(before))} !== JSON.stringify(all") + ")")
+        browser.wait(titles.replace("return all", f"return JSON.stringify({json.dumps(before)}) !== JSON.stringify(all") + ")")
         browser.rendered(4)
         browser.picture(shots / "browse.png")
         assert browser.ask(titles) != before
