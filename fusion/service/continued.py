@@ -95,6 +95,8 @@ def continue_tile(url: str, fingerprint: str, index: Index, *, fit: Fit | None =
         how = {"how": "continued", "join": str(at.store.cube.calendar.times[before.join]), "difference_sd": difference}
         if difference <= before.tolerance:
             return brief(at.store.write_blocks(tile, blocks, {**record, "continued": how}))
+        if np.isinf(difference):
+            how["reason"] = "independent components of the old fit are not independent on the axes of the new one"
     if kept is not None:
         how = {**how, "how": "refitted"}
     posterior, record = fused(at, tile, fit, read_retries, shared)

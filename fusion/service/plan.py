@@ -31,17 +31,20 @@ from fusion.service.job import Job
 from fusion.service.policy import Item
 from fusion.service.template import Layout
 
-BASE_BYTES = 1.3e9
+BASE_BYTES = 2.0e9
 """Python, JAX and its compiled programs"""
 FIELDS = 14.0
 """copies of the latent field that an engine holds at its peak, draws apart"""
 OBSERVED = 5.0
 """copies of a look: data, precision, residual, and the scene while it is read"""
-SECONDS = {"gaussian": 0.35e-6, "variational": 6.0e-6, "mcmc": 100.0e-6}
-"""core-seconds per latent value with everything warm"""
-SECONDS_DRAW = 0.13e-6
-SECONDS_LOOK = 0.25
-"""to open and read one window of one scene over a network; local files are faster"""
+SECONDS = {"gaussian": 30e-6, "variational": 300e-6, "mcmc": 8.6e-3}
+"""core-seconds per latent value with everything compiled: gaussian measured, the others by how often they solve, roughly"""
+SECONDS_DRAW = 0.45e-6
+"""per value and draw: half a solve, because draws come in pairs"""
+SECONDS_LOOK = 0.4
+"""core-seconds to read one window of one scene and to observe it; waiting for storage comes beside it, eight scenes at a time"""
+SECONDS_START = 70.0
+"""core-seconds to compile for a new shape of tile; a worker with a filled compile cache saves most of it"""
 COMPRESSION = 0.7
 """of float32 fields by blosc-zstd with bitshuffle"""
 
@@ -244,6 +247,6 @@ def make_plan(job: Job, cube: Cube, found: Found) -> Plan:
     return Plan(
         job=job, cube=cube, halo=halo, found=found, tiles=count, looks=looks, read_bytes=read,
         peak_bytes=peak_bytes(job, cube, core, halo, {n: float(v.max(initial=0)) for n, v in looks.items()}, workers.threads),
-        workers=workers, seconds=(count * engine + total_looks * SECONDS_LOOK) / (workers.number * workers.threads),
+        workers=workers, seconds=SECONDS_START + (count * engine + total_looks * SECONDS_LOOK) / (workers.number * workers.threads),
         output_bytes=layout.bytes() * COMPRESSION, notes=notes,
     )

@@ -25,7 +25,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workers() -> Iterator[LocalCluster]:
     """Two warm worker processes that the tests share; a run reaches them by the scheduler's address, as on a real cluster."""
     with dask.config.set(SETTINGS), LocalCluster(
-        n_workers=2, threads_per_worker=1, memory_limit="2GiB", dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL
+        n_workers=2, threads_per_worker=1, memory_limit="4GiB", dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL
     ) as cluster:
         yield cluster
 

@@ -67,12 +67,12 @@ def test_a_plan_reads_no_pixels(catalog: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_memory_that_does_not_fit_is_refused_with_both_numbers_and_a_way_out(catalog: Path, tmp_path: Path) -> None:
-    changes = {"tiles": {"core": 1024}, "cluster": {"memory": "1.4GiB", "workers": 1}}
+    changes = {"tiles": {"core": 1024}, "cluster": {"memory": "2.1GiB", "workers": 1}}
     made = running.plan(small_job(catalog, tmp_path / "c.zarr", **changes))
     with pytest.raises(JobError) as told:
         made.require()
     said = str(told.value)
-    assert "1.40 GiB" in said
+    assert "2.10 GiB" in said
     assert "tiles.core = " in said
     proposed = int(said.split("tiles.core = ")[1].split(",")[0])
     smaller = running.plan(small_job(catalog, tmp_path / "c.zarr", **{**changes, "tiles": {"core": proposed}}))
@@ -110,11 +110,11 @@ def test_absurdly_many_tiles_are_refused(catalog: Path) -> None:
 def test_the_plan_asks_the_scheduler_for_its_workers(catalog: Path, tmp_path: Path, workers: LocalCluster) -> None:
     address = workers.scheduler_address
     made = running.plan(small_job(catalog, tmp_path / "c.zarr", cluster={"scheduler": address}))
-    assert (made.workers.number, made.workers.threads, made.workers.memory) == (2, 1, 2 * 2**30)
+    assert (made.workers.number, made.workers.threads, made.workers.memory) == (2, 1, 4 * 2**30)
     assert not [note for note in made.notes if "scheduler" in note]
     huge = {"tiles": {"core": 1024}, "output": {"store": "c.zarr", "draws": 100}}
     too_large = running.plan(small_job(catalog, tmp_path / "c.zarr", **huge, cluster={"scheduler": address}))
-    with pytest.raises(JobError, match=r"which has 2\.00 GiB"):
+    with pytest.raises(JobError, match=r"which has 4\.00 GiB"):
         too_large.require()
     stated = running.plan(small_job(catalog, tmp_path / "c.zarr", cluster={"scheduler": address, "memory": "64GiB", "workers": 9}))
     assert (stated.workers.number, stated.workers.memory) == (9, 64 * 2**30)

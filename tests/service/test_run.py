@@ -197,7 +197,7 @@ import sys
 from pathlib import Path
 from fusion.service import run as running
 from tests.service.worlds import slow_fit, small_job
-job = small_job(sys.argv[1], sys.argv[2], cluster={"workers": 1, "memory": "2GiB"})
+job = small_job(sys.argv[1], sys.argv[2], cluster={"workers": 1, "memory": "4GiB"})
 summary = running.run(job, fit=slow_fit, progress="none")
 sys.exit(130 if summary.cancelled and summary.left else 1)
 """
