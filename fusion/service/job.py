@@ -25,7 +25,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from fusion.cube.calendar import Calendar, instant_of
 from fusion.cube.grid import Grid
-from fusion.errors import JobError, StoreError
+from fusion.errors import FusionError, JobError, StoreError
 from fusion.observe.sensor import sensor
 from fusion.service.objects import normal_url
 
@@ -237,9 +237,15 @@ class Job(Record):
 
     def grid(self) -> Grid:
         """The latent pixels; refused before anything is allocated if they are absurdly many."""
-        grid = Grid.from_bbox(
-            self.area.box(), self.target.crs, self.target.resolution, bbox_crs=self.area.crs, align=self.target.align
-        )
+        try:
+            grid = Grid.from_bbox(
+                self.area.box(), self.target.crs, self.target.resolution, bbox_crs=self.area.crs, align=self.target.align
+            )
+        except FusionError:
+            raise
+        except Exception as error:  # pyproj and shapely each raise their own family
+            told = f"area in {self.area.crs[:80]!r} cannot be placed ({str(error)[:200]})"
+            raise JobError(f"{told}: check area.crs, the area's numbers and target.crs") from error
         if math.prod(grid.shape) > MAX_PIXELS:
             raise JobError(
                 f"area and resolution ask for {grid.shape[0]} x {grid.shape[1]} pixels, at most {MAX_PIXELS:.0e} fit one job: "

@@ -72,6 +72,7 @@ def test_wrong_keys_and_values_are_explained(change: dict, said: str) -> None:
     ({"period": {"start": "1985-01-01", "end": "2024-01-01", "step_days": 1e-3}}, "latent times"),
     ({"period": {"start": "2024-05-01", "end": "2024-06-01", "times": ["2024-05-02", "2024-07-02"]}}, "inside the period"),
     ({"period": {"start": "2024-05-01", "end": "2024-06-01", "times": ["2024-05-03", "2024-05-02"]}}, "increase"),
+    ({"area": {"bbox": [0, 0, 1, 1], "crs": "PSG:4326"}}, "check area.crs"),
     ({"area": {"geojson": "/nowhere.geojson"}}, "geojson"), ({"output": {"store": "s3://key:secret@b/c"}}, "output.store"),
 ])
 def test_impossible_jobs_are_refused_before_anything_is_allocated(change: dict, said: str) -> None:
