@@ -115,7 +115,7 @@ class Solved:
     white: White
     iterations: Array
     error: Array
-    """() estimated error in posterior sd: the worst level's root mean square"""
+    """() estimated error in posterior sd before the last step: the worst level's root mean square"""
 
 
 def solve(system: System, right: White, tolerance: float, limit: int) -> Solved:
@@ -124,28 +124,24 @@ def solve(system: System, right: White, tolerance: float, limit: int) -> Solved:
     e^T Q e is the error's energy in units of posterior sd; r^T M^-1 r estimates it. It is asked of every level apart, per
     coefficient, so that a level of few coefficients cannot hide behind a million pixels.
     """
-    apply = system.preconditioner.apply
-    x, r = {n: jnp.zeros_like(v) for n, v in right.items()}, right
-    y = apply(r)
-
-    def level_error(r: White, y: White) -> Array:
-        return jnp.sqrt(jnp.max(jnp.stack([jnp.abs(v) / r[n].size for n, v in dot(r, y).items()])))
+    x = {n: jnp.zeros_like(v) for n, v in right.items()}
 
     def unfinished(state: tuple[White, White, White, Array, Array, Array]) -> Array:
         return (state[5] > tolerance) & (state[4] < limit)
 
     def step(state: tuple[White, White, White, Array, Array, Array]) -> tuple[White, White, White, Array, Array, Array]:
         x, r, p, rho, count, _ = state
+        y = system.preconditioner.apply(r)  # Q and M stand once each in the program: they are what takes long to compile
+        energy = dot(r, y)
+        error = jnp.sqrt(jnp.max(jnp.stack([jnp.abs(v) / r[n].size for n, v in energy.items()])))
+        fresh = jnp.asarray(sum(energy.values()))
+        p = add(y, p, jnp.where(count > 0, fresh / jnp.maximum(rho, 1e-30), 0.0))
         q = system(p)
         curvature = jnp.asarray(sum(dot(p, q).values()))
-        alpha = jnp.where(curvature > 0, rho / jnp.maximum(curvature, 1e-30), 0.0)  # never a step along a rounding error
-        x, r = add(x, p, alpha), add(r, q, -alpha)
-        y = apply(r)
-        fresh = jnp.asarray(sum(dot(r, y).values()))
-        p = add(y, p, fresh / jnp.maximum(rho, 1e-30))
-        return x, r, p, fresh, count + 1, level_error(r, y)
+        alpha = jnp.where(curvature > 0, fresh / jnp.maximum(curvature, 1e-30), 0.0)  # never a step along a rounding error
+        return add(x, p, alpha), add(r, q, -alpha), p, fresh, count + 1, error
 
-    state = (x, r, y, jnp.asarray(sum(dot(r, y).values())), jnp.asarray(0), level_error(r, y))
+    state = (x, right, x, jnp.zeros(()), jnp.asarray(0), jnp.asarray(jnp.inf))
     x, _, _, _, count, error = jax.lax.while_loop(unfinished, step, state)
     return Solved(x, count, error)
 
