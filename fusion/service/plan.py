@@ -2,9 +2,10 @@
 
 Projected peak memory of one tile at a time in a worker, from shapes (float32):
 
-    base + 4 T K Y X (FIELDS + S) + 4 (READ + OBSERVED sum_n B_n H_n W_n)
+    base + 4 K Y X (T (FIELDS + S) + BLOCKS R^2) + 4 OBSERVED sum_n B_n H_n W_n
 
-with Y, X including the halo, S draws, n over the tile's looks. The constants were measured by `benchmarks/memory.py`.
+with Y, X including the halo, S draws, R <= RANK temporal functions of a pixel, n over the tile's looks. The constants were measured
+by `benchmarks/memory.py`.
 """
 
 from __future__ import annotations
@@ -31,10 +32,14 @@ from fusion.service.job import Job
 from fusion.service.policy import Item
 from fusion.service.template import Layout
 
-BASE_BYTES = 2.0e9
+BASE_BYTES = 1.3e9
 """Python, JAX and its compiled programs"""
 FIELDS = 14.0
 """copies of the latent field that an engine holds at its peak, draws apart"""
+BLOCKS = 45.0
+"""copies of the (R, R) matrices, one per pixel and component, that the elimination of the pixels holds at its peak"""
+RANK = 8
+"""the engine's default number of temporal functions of a pixel (`fusion.process.hierarchy.RANKS`)"""
 OBSERVED = 5.0
 """copies of a look: data, precision, residual, and the scene while it is read"""
 SECONDS = {"gaussian": 30e-6, "variational": 300e-6, "mcmc": 8.6e-3}
@@ -209,9 +214,9 @@ def peak_bytes(job: Job, cube: Cube, core: int, halo: int, looks: dict[str, floa
     """Projected peak memory of one worker (the formula above) with that many tiles at a time."""
     edge = core + 2 * halo
     times, rank = cube.shape[:2]
-    latent = 4.0 * times * rank * edge**2
+    latent = 4.0 * rank * edge**2 * (times * (FIELDS + job.output.draws) + BLOCKS * min(RANK, times) ** 2)
     observed = sum(n * window_bytes(sensor(name), edge * cube.grid.resolution) for name, n in looks.items())
-    return BASE_BYTES + threads * (latent * (FIELDS + job.output.draws) + OBSERVED * observed)
+    return BASE_BYTES + threads * (latent + OBSERVED * observed)
 
 
 LEVELS = ("scene", "class", "object", "place", "pixel", "unresolved")

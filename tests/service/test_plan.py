@@ -67,12 +67,12 @@ def test_a_plan_reads_no_pixels(catalog: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_memory_that_does_not_fit_is_refused_with_both_numbers_and_a_way_out(catalog: Path, tmp_path: Path) -> None:
-    changes = {"tiles": {"core": 1024}, "cluster": {"memory": "2.1GiB", "workers": 1}}
+    changes = {"tiles": {"core": 1024}, "cluster": {"memory": "1.7GiB", "workers": 1}}
     made = running.plan(small_job(catalog, tmp_path / "c.zarr", **changes))
     with pytest.raises(JobError) as told:
         made.require()
     said = str(told.value)
-    assert "2.10 GiB" in said
+    assert "1.70 GiB" in said
     assert "tiles.core = " in said
     proposed = int(said.split("tiles.core = ")[1].split(",")[0])
     smaller = running.plan(small_job(catalog, tmp_path / "c.zarr", **{**changes, "tiles": {"core": proposed}}))
