@@ -151,9 +151,13 @@ class CubeStore:
         """The Zarr group, checked against the layout."""
         with store_errors(self.url, "opening the arrays"):
             mode: Any = "r" if self.objects.store.read_only else "r+"
-            group = zarr.open_group(self.objects.store, mode=mode, use_consolidated=False)
+            try:
+                group = zarr.open_group(self.objects.store, mode=mode, use_consolidated=False)
+                members = {name: group.get(name) for name in self.layout.arrays()}
+            except (ArithmeticError, LookupError, TypeError, AttributeError) as error:  # of metadata that only look like Zarr's
+                raise StoreError(f"{self.url}: the arrays' metadata make no sense ({error!r}): damaged") from error
             for name, plan in self.layout.arrays().items():
-                found = group.get(name)
+                found = members[name]
                 if not isinstance(found, zarr.Array) or found.shape != plan.shape or found.dtype != np.dtype(plan.dtype):
                     raise StoreError(f"{self.url}: array {name!r} is missing or not {plan.dtype}{plan.shape}: damaged")
         return group

@@ -267,6 +267,14 @@ def test_hostile_group_attributes_never_crash(
     assert store.cube.shape[0] >= 1
 
 
+def test_array_metadata_that_overflow_are_a_damaged_store(tmp_path: Path) -> None:
+    store = create(tmp_path / "c.zarr", small_cube((32, 32), 1, 1))
+    path = tmp_path / "c.zarr" / "draws" / "zarr.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "fill_value": 32768}))
+    with pytest.raises(StoreError, match="damaged"):
+        CubeStore.open(store.url).group  # noqa: B018
+
+
 def test_no_key_in_an_address() -> None:
     with pytest.raises(StoreError, match="key"):
         CubeStore.open("s3://user:secret@bucket/cube.zarr")
