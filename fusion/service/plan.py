@@ -42,7 +42,7 @@ RANK = 8
 """the engine's default number of temporal functions of a pixel (`fusion.process.hierarchy.RANKS`)"""
 OBSERVED = 5.0
 """copies of a look: data, precision, residual, and the scene while it is read"""
-SECONDS = {"gaussian": 30e-6, "variational": 300e-6, "mcmc": 8.6e-3}
+SECONDS = {"gaussian": 25e-6, "variational": 250e-6, "mcmc": 7e-3}
 """core-seconds per latent value with everything compiled: gaussian measured, the others by how often they solve, roughly"""
 SECONDS_DRAW = 0.45e-6
 """per value and draw: half a solve, because draws come in pairs"""
