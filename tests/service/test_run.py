@@ -193,10 +193,12 @@ def test_a_sample_of_tiles_tells_all_tiles_what_they_share(catalog: Path, tmp_pa
 
 
 STOPPED = """
+import signal
 import sys
 from pathlib import Path
 from fusion.service import run as running
 from tests.service.worlds import slow_fit, small_job
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to Ctrl-C
 job = small_job(sys.argv[1], sys.argv[2], cluster={"workers": 1, "memory": "4GiB"})
 summary = running.run(job, fit=slow_fit, progress="none")
 sys.exit(130 if summary.cancelled and summary.left else 1)
