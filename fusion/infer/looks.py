@@ -168,7 +168,8 @@ class Looks:
             inverse, lost = invert(spread + jax.vmap(jnp.diag, 1, 2)(1 / total))
             log_det = log_det - lost.sum() - jnp.log(total).sum()
             return Noise(white, None, offset, gain, jnp.moveaxis(inverse, 2, 0), log_det)
-        first, count = jnp.sqrt(white), len(self.days)
+        seen, count = white > 0, len(self.days)
+        first = jnp.where(seen, jnp.sqrt(jnp.where(seen, white, 1.0)), 0.0)  # the root of 0 has no slope: it would spoil theta's gradient
         covariance = self.discrepancy_covariance(hyper)[:, :, None, None, None]
         inverse, lost = invert(jnp.eye(count)[:, :, None, None, None] + first[:, None] * covariance * first[None])
         cell = jnp.moveaxis(first[:, None] * inverse * first[None], (0, 1), (3, 4))

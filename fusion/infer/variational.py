@@ -37,10 +37,10 @@ def _refine(size: int, sensors: tuple[str, ...], rate: float, particles: int) ->
     def model(known: Evidence, place: Place) -> None:
         whitened(known, place, sensors)
 
-    guide = AutoMultivariateNormal(model, init_loc_fn=init_to_value(values={"e": jnp.zeros(size)}), init_scale=1.0)
-    svi = SVI(model, guide, Adam(rate), Trace_ELBO(num_particles=particles))
-
     def run(key: Array, known: Evidence, place: Place, keep: Array) -> tuple[Array, Array, Array]:
+        # a guide keeps what it saw first: one made outside would carry this trace's values into the next tile shape
+        guide = AutoMultivariateNormal(model, init_loc_fn=init_to_value(values={"e": jnp.zeros(size)}), init_scale=1.0)
+        svi = SVI(model, guide, Adam(rate), Trace_ELBO(num_particles=particles))
         state = svi.init(key, known, place)
 
         def step(carry: Any, share: Array) -> tuple[Any, Array]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +65,15 @@ def test_likelihood_is_the_noise_density() -> None:
     _, noise, y = w.system()
     expected = -0.5 * (y @ np.linalg.solve(noise, y) + np.linalg.slogdet(noise)[1])
     assert float(log_likelihood(zero, w.hierarchy, w.series, w.hyper)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_theta_has_a_slope_where_values_are_missing() -> None:
+    w = world("plain")
+    w.simulate(6)
+    for s in w.series:
+        gap = replace(s, precision=s.precision.at[0].set(0.0))
+        slopes = jax.grad(lambda hyper, s=gap: s.noise(hyper).log_det - (s.data * s.noise(hyper).apply(s.data)).sum())(w.hyper)
+        assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(slopes)), s.sensor
 
 
 def test_operator_and_preconditioner_are_symmetric() -> None:
