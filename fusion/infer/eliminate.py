@@ -84,15 +84,16 @@ def transfer(looks: Looks) -> Array:
     return jnp.stack([jnp.minimum(w.sum() / (w / power).sum(), 1.0) for w in (edge, corner)])
 
 
-def _unsure(design: Array, lam: Array, blurred: Array, weight: Array) -> Array:
-    """(K, R, R, Y, X) X_i - X_0 of one band: what blurred looks, of power `blurred` (N, K) for `lam`, leave open.
+def _unsure(design: Array, lam: Array, blurred: Sequence[Array], weight: Array) -> list[Array]:
+    """(K, R, R, Y, X) X_i - X_0 of each band: what blurred looks, of power `blurred` (N, K) for `lam`, leave open.
 
     A filter joins a pixel to the next row and column: the best seen of the four counts, and none where the filter would wrap around.
     """
     for axis in (1, 2):
         weight = jnp.maximum(weight, jnp.roll(weight, -1, axis))
     inside = jnp.ones(weight.shape[1:]).at[-1].set(0.0).at[:, -1].set(0.0)
-    return (pixel_inverse(design, blurred, weight) - pixel_inverse(design, lam, weight)) * inside
+    sharp = pixel_inverse(design, lam, weight)
+    return [(pixel_inverse(design, power, weight) - sharp) * inside for power in blurred]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,7 @@ class _Side:
         ss = jnp.einsum("knt,kpnu->ktu", self.scene, js)
         cs = jnp.einsum("cp,kprt->krct", self.kinds, jnp.einsum("knr,kpnt->kprt", self.kind, js))
         gs = jnp.einsum("gp,kprt->krgt", self.places, jnp.einsum("knr,kpnt->kprt", self.place, js))
-        return ss, _flat(cs, 2), _flat(gs, 2)
+        return ss, _square(cs), _square(gs)
 
     def temporal(self, info: Array) -> tuple[Array, ...]:
         """(K, P, ., .) class-class, place-class, place-place."""
@@ -136,10 +137,6 @@ class _Side:
         both = (self.places[:, None] * self.places[None]).reshape(-1, self.places.shape[1])
         out = (both @ jnp.moveaxis(gg, 1, 0).reshape(both.shape[1], -1)).reshape(nodes, nodes, rank, width, width)
         return jnp.transpose(out, (2, 3, 0, 4, 1)).reshape(rank, width * nodes, width * nodes)
-
-
-def _flat(a: Array, keep: int) -> Array:
-    return a.reshape(a.shape[0], -1, a.shape[-1]) if keep == 2 else a
 
 
 def _square(a: Array) -> Array:
@@ -176,10 +173,9 @@ def _scatter(side: _Side, info: Array, size: Array, objects: Objects, classes: W
     info: (K, O, n, n) per pixel.  weights: (G, Y, X) of the nodes.
     """
     cc, gc, gg = side.temporal(info)
-    grouped = lambda planes, mean: jnp.concatenate(  # noqa: E731
-        [(planes - objects.spread(mean)).reshape(len(planes), -1), jnp.zeros((len(planes), 1))], axis=1
-    )[:, objects.order]
-    apart, away = grouped(classes.weight, side.kinds), grouped(weights, side.places)
+    apart, away = (
+        objects.grouped(planes - objects.spread(mean)) for planes, mean in ((classes.weight, side.kinds), (weights, side.places))
+    )
     second = jnp.einsum("cij,dij,io->cdo", apart, apart, objects.owner, optimize=[(0, 1), (0, 1)])
     kinds = jnp.einsum("cdo,koqr->kqcrd", second, cc)
     cross = jnp.einsum("gij,cij,io->gco", away, apart, objects.owner, optimize=[(0, 1), (0, 1)])
@@ -236,7 +232,7 @@ def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper
     size = objects.gather(jnp.ones((shape[0], shape[1])))
     mean_of = lambda planes: objects.gather(planes) / jnp.maximum(size, 1.0)  # noqa: E731
     inverse = pixel_inverse(pixel, lam, weight)
-    blurred = [_unsure(pixel, lam, power, weight) for power in faint]
+    blurred = _unsure(pixel, lam, faint, weight)
     info = _told_by_objects(pixel, lam, weight, inverse, objects)
     block = jnp.eye(thing.shape[2]) + jnp.einsum("knq,konm,kmr->koqr", thing, info, thing, optimize=True)
     object_inverse = jnp.moveaxis(invert(jnp.moveaxis(block, (2, 3), (0, 1)))[0], (0, 1), (2, 3))

@@ -103,9 +103,13 @@ class Objects:
 
     def gather(self, plane: Array) -> Array:
         """Sum over the pixels of every object: gather, partial sums of CHUNK, then one small matrix product."""
+        return self.grouped(plane).sum(-1) @ self.owner
+
+    def grouped(self, plane: Array) -> Array:
+        """(..., Y, X) -> (..., chunks, CHUNK): the pixels object by object, zeros in the slots that no pixel fills."""
         flat = plane.reshape(*plane.shape[:-2], -1)
         flat = jnp.concatenate([flat, jnp.zeros_like(flat[..., :1])], axis=-1)
-        return jnp.take(flat, self.order, axis=-1).sum(-1) @ self.owner
+        return jnp.take(flat, self.order, axis=-1)
 
     def centre(self, rows: Array, cols: Array) -> tuple[Array, Array]:
         """(m,) rounded global row and column of each object: the same for an object that lies whole in two tiles."""
