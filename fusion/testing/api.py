@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 import operator
 import re
+import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -43,13 +44,15 @@ class StacApi:
     """The items and files that are served."""
 
     folder: Path
-    """served under /files/"""
+    """served under `prefix`"""
     items: list[Document]
     conforms: tuple[str, ...] = (CORE, SEARCH, QUERY)
     page: int = 100
     """most items of one answer"""
     root: str = ""
     """its address, once it is served"""
+    prefix: str = field(default_factory=lambda: f"/files/{secrets.token_hex(4)}/")
+    """never the same twice: readers (GDAL) remember what an address held, and a later server may get the same port"""
 
     def landing(self) -> Document:
         """The root document; without item search, the items are linked like a static catalog's."""
@@ -105,8 +108,8 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/items":
             self.tell({"type": "FeatureCollection", "features": self.api.items, "links": []})
         else:
-            file = (self.api.folder / path.removeprefix("/files/")).resolve()
-            known = path.startswith("/files/") and self.api.folder.resolve() in file.parents and file.is_file()
+            file = (self.api.folder / path.removeprefix(self.api.prefix)).resolve()
+            known = path.startswith(self.api.prefix) and self.api.folder.resolve() in file.parents and file.is_file()
             self.send(file.read_bytes()) if known else self.answer(404)
 
     do_HEAD = do_GET
@@ -191,5 +194,5 @@ def _served(item: pystac.Item, api: StacApi) -> Document:
         file = Path(asset["href"])
         if not file.is_relative_to(api.folder):
             raise JobError(f"item {item.id} names {file}, which is outside {api.folder}: serve a catalog that lies above its files")
-        asset["href"] = f"{api.root}/files/{quote(str(file.relative_to(api.folder)))}"
+        asset["href"] = f"{api.root}{api.prefix}{quote(str(file.relative_to(api.folder)))}"
     return document

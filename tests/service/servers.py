@@ -80,7 +80,7 @@ class Recording(Handler):
         if isinstance(fault, bytes):
             self.send(fault)
         elif fault == "half":
-            whole = (self.api.folder / path.removeprefix("/files/")).read_bytes()
+            whole = (self.api.folder / path.removeprefix(self.api.prefix)).read_bytes()
             self.send(whole[: len(whole) // 2])
         elif fault == "hang":
             self.traffic.answers[0] += 1
