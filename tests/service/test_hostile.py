@@ -1,21 +1,13 @@
-"""Hostile text in catalogs, jobs and stores: nothing crashes, and nothing outside what was allowed is opened.
-
-"Opened" is asked of the kernel (inotify on files that no one may touch) and of a second server that no one may call, so that what
-GDAL and HDF5 do counts as much as what Python does.
-"""
+"""Hostile text in catalogs, jobs and stores: nothing crashes, and nothing outside what was allowed is opened (`hostile.py`)."""
 
 from __future__ import annotations
 
 import copy
-import ctypes
 import json
 import os
-import struct
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,74 +32,24 @@ from fusion.service.reading import look
 from fusion.service.store import CubeStore
 from fusion.service.tile import desk, fuse_tile
 from sensors.hrefs import gdal_env
+from tests.service.hostile import Forbidden, addresses, damaged, mutated, watched
 from tests.service.servers import recording
 from tests.service.worlds import archive, job_document, quick_fit, small_cube, small_job
 
-QUICK = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
-LONG = settings(max_examples=4_000, deadline=None, suppress_health_check=list(HealthCheck))
+Law = Callable[[st.DataObject], None]
 
 
-# --- what may not be touched ----------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Forbidden:
-    """Files that the kernel watches, and a server that counts who calls."""
-
-    folder: Path
-    address: str = ""
-    calls: list[str] = field(default_factory=list)
-    watch: int = -1
-
-    def touched(self) -> list[str]:
-        """What was opened or called since the last time."""
-        found = []
-        try:
-            data = os.read(self.watch, 1 << 16)
-            while data:
-                _, mask, _, size = struct.unpack_from("iIII", data)
-                found.append(f"{data[16 : 16 + size].rstrip(bytes(1)).decode()} (event {mask:#x})")
-                data = data[16 + size :]
-        except BlockingIOError:
-            pass  # nothing happened
-        found += self.calls
-        self.calls.clear()
-        return found
+@pytest.fixture(params=[120, pytest.param(4_000, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])], ids=["quick", "many"])
+def throw(request: pytest.FixtureRequest) -> Callable[[Law], None]:
+    """Throws drawn cases at a law: 120 of them, 4,000 in the long study."""
+    thrown = settings(max_examples=request.param, deadline=None, suppress_health_check=list(HealthCheck))
+    return lambda law: thrown(given(data=st.data())(law))()
 
 
 @pytest.fixture(scope="module")
 def forbidden(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forbidden]:
-    folder = tmp_path_factory.mktemp("forbidden")
-    made = Forbidden(folder)
-    (folder / "secret.txt").write_text("secret")
-    with rasterio.open(folder / "secret.tif", "w", driver="GTiff", width=8, height=8, count=1, dtype="uint16") as file:
-        file.write(np.full((1, 8, 8), 77, np.uint16))
-    with h5py.File(folder / "secret.h5", "w") as file:
-        file["secret"] = np.full((8, 8), 77)
-
-    class Spy(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            made.calls.append(f"{self.command} {self.path} {dict(self.headers)}")
-            self.send_response(404)
-            self.end_headers()
-
-        do_HEAD = do_POST = do_GET
-
-        def log_message(self, *_: Any) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.2", 0), Spy)  # another host of this machine
-    made.address = f"http://127.0.0.2:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    libc = ctypes.CDLL(None, use_errno=True)
-    made.watch = libc.inotify_init1(os.O_NONBLOCK)
-    assert libc.inotify_add_watch(made.watch, bytes(folder), 0x1 | 0x20) > 0  # accessed, opened
-    yield made
-    os.close(made.watch)
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with watched(tmp_path_factory.mktemp("forbidden")) as made:
+        yield made
 
 
 def test_the_watch_sees_what_it_should(forbidden: Forbidden) -> None:
@@ -127,57 +69,6 @@ def test_the_watch_sees_what_it_should(forbidden: Forbidden) -> None:
 
 
 # --- hostile items --------------------------------------------------------------------------------------------------------
-
-
-def addresses(forbidden: Forbidden) -> list[str]:
-    """Ways to name what may not be opened."""
-    secrets = [str(forbidden.folder / name) for name in ("secret.txt", "secret.tif", "secret.h5")]
-    out = [f"//{urlsplit(forbidden.address).netloc}/x.tif", "http://169.254.169.254/latest/meta-data"]
-    for path in secrets:
-        dots, coded = "../" * 12 + path, path.replace("/", "%2f")
-        out += [
-            path, dots, f"file://{path}", f"file://localhost{path}", f"FILE://{path}", f"file:{path}", coded, dots.replace(".", "%2e"),
-            f"/vsicurl/file://{path}", f"/vsizip/{path}", f"/vsisubfile/0_10,{path}", f"/vsigzip/{path}", f"vrt://{path}", f"GTIFF_RAW:{path}",
-            f"GTIFF_DIR:1:{path}", f'NETCDF:"{path}":x', f'HDF5:"{path}"://secret', f"zip+file://{path}!x", f".{path}", f"\\\\?{path}",
-            f"<VRTDataset rasterXSize='8' rasterYSize='8'><VRTRasterBand dataType='UInt16' band='1'><SimpleSource>"
-            f"<SourceFilename>{path}</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>", "link.tif", "evil.vrt", "evil.h5",
-            f"http://user:pass@{urlsplit(forbidden.address).netloc}/x", f"./link.tif?{path}", f"{path}\x00.tif",
-        ]
-    return out
-
-
-LEAF = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
-    | st.sampled_from([1e308, -1e308, 2**80, -1, 0, float("inf"), float("nan"), "NaN", "1e400", "9999-99-99", "\x00", "EPSG:999999", "EPSG:4326"])
-    | st.just("x" * 10_000)
-)
-TREE = st.recursive(LEAF, lambda t: st.lists(t, max_size=4) | st.dictionaries(st.text(max_size=8), t, max_size=4), max_leaves=8)
-KEYS = ("proj:shape", "proj:transform", "proj:code", "proj:epsg", "proj:wkt2", "href", "bbox", "geometry", "raster:bands", "alternate", "links",
-        "nodata", "raster:scale", "type", "datetime", "start_datetime", "platform", "collection", "stac_extensions", "__class__")
-
-
-def mutated(document: Any, data: st.DataObject, pool: list[str]) -> None:
-    """Replaces, drops or adds one node of a JSON tree; every third time a string becomes a forbidden address."""
-    if isinstance(document, dict) and isinstance(document.get("assets"), dict) and document["assets"] and data.draw(st.integers(0, 2)) == 0:
-        asset = document["assets"][data.draw(st.sampled_from(sorted(document["assets"], key=str)))]
-        if isinstance(asset, dict):
-            asset[data.draw(st.sampled_from(["href", "href", "href", "alternate", "title"]))] = data.draw(st.sampled_from(pool))
-            return
-    node, key, parent = document, None, None
-    while isinstance(node, dict | list) and node and (parent is None or data.draw(st.integers(0, 3))):
-        parent = node
-        key = data.draw(st.sampled_from(sorted(node, key=str) if isinstance(node, dict) else range(len(node))))
-        node = node[key]
-    if parent is None:
-        return
-    action = data.draw(st.sampled_from(["replace", "replace", "drop", "add"]))
-    value = data.draw(TREE | st.sampled_from(pool))
-    if action == "drop":
-        del parent[key]
-    elif action == "replace" or isinstance(parent, list):
-        parent[key] = value
-    else:
-        parent[data.draw(st.sampled_from(KEYS))] = value
 
 
 @dataclass(frozen=True)
@@ -203,38 +94,28 @@ def world(forbidden: Forbidden, tmp_path_factory: pytest.TempPathFactory) -> Wor
     return World(folder, items, small_job(folder / "case.json", folder.parent / "cube.zarr"))
 
 
-def items_do_no_harm(data: st.DataObject, world: World, forbidden: Forbidden) -> None:
+def test_hostile_items(throw: Callable[[Law], None], world: World, forbidden: Forbidden) -> None:
     """A catalog of one mutated item, searched and read as a run would."""
-    document = copy.deepcopy(world.items[0])
-    for _ in range(data.draw(st.integers(1, 3))):
-        mutated(document, data, addresses(forbidden))
-    wrapped = data.draw(st.sampled_from([{"type": "FeatureCollection", "features": [document]}, document, [document]]))
-    (world.folder / "case.json").write_text(json.dumps(wrapped))
-    try:
-        found = find(world.job)
-        planned = make_plan(world.job, Cube(world.job.grid(), world.job.calendar(), small_cube().basis), found)
-    except FusionError:
-        assert forbidden.touched() == []
-        return
-    tile = tile_at(planned.cube.grid, 32, 4, (0, 0))
-    cube = Cube(tile.grid, planned.cube.calendar, planned.cube.basis)
-    _, record = look(Coverage(found.items).of(tile), tile, cube, 0)
-    assert forbidden.touched() == [], (document, record)
-    json.dumps(record)
 
+    def no_harm(data: st.DataObject) -> None:
+        document = copy.deepcopy(world.items[0])
+        for _ in range(data.draw(st.integers(1, 3))):
+            mutated(document, data, addresses(forbidden))
+        wrapped = data.draw(st.sampled_from([{"type": "FeatureCollection", "features": [document]}, document, [document]]))
+        (world.folder / "case.json").write_text(json.dumps(wrapped))
+        try:
+            found = find(world.job)
+            planned = make_plan(world.job, Cube(world.job.grid(), world.job.calendar(), small_cube().basis), found)
+        except FusionError:
+            assert forbidden.touched() == []
+            return
+        tile = tile_at(planned.cube.grid, 32, 4, (0, 0))
+        cube = Cube(tile.grid, planned.cube.calendar, planned.cube.basis)
+        _, record = look(Coverage(found.items).of(tile), tile, cube, 0)
+        assert forbidden.touched() == [], (document, record)
+        json.dumps(record)
 
-@QUICK
-@given(data=st.data())
-def test_hostile_items(data: st.DataObject, world: World, forbidden: Forbidden) -> None:
-    items_do_no_harm(data, world, forbidden)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-@LONG
-@given(data=st.data())
-def test_hostile_items_many(data: st.DataObject, world: World, forbidden: Forbidden) -> None:
-    items_do_no_harm(data, world, forbidden)
+    throw(no_harm)
 
 
 def test_every_forbidden_address_in_every_place(world: World, forbidden: Forbidden) -> None:
@@ -313,37 +194,25 @@ def test_credentials_do_not_follow_a_redirect_to_another_host(
 # --- hostile jobs ---------------------------------------------------------------------------------------------------------
 
 
-def jobs_are_explained(data: st.DataObject, folder: Path) -> None:
+def test_hostile_jobs(throw: Callable[[Law], None], tmp_path: Path) -> None:
     """A mutated job is a FusionError or a job whose grid and calendar are bounded; TOML text may be cut and damaged too."""
-    document = copy.deepcopy(job_document("items.json", "cube.zarr", engine={"settings": {"a": 1}}, output={"store": "c.zarr", "draws": 2}))
-    for _ in range(data.draw(st.integers(1, 3))):
-        mutated(document, data, ["s3://k:s@b/c", "\x00", "../../x", "memory://x", "ftp://a/b", "landsat-8", "EPSG:32613", "0.1", "-5"])
-    with suppress(FusionError):  # said in one sentence, which is what is asked
-        job = Job.of(document)
-        check(job)
-        assert len(job.fingerprint) == 64
-        assert np.prod(job.grid().shape, dtype=float) <= 1e11
-    text = bytearray((Path(__file__).parents[2] / "fusion" / "service" / "job.toml").read_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        spot = data.draw(st.integers(0, len(text) - 1))
-        text[spot : spot + data.draw(st.integers(0, 30))] = data.draw(st.binary(max_size=8))
-    (folder / "job.toml").write_bytes(text)
-    with suppress(FusionError):
-        check(Job.load(folder / "job.toml"))
+    template = (Path(__file__).parents[2] / "fusion" / "service" / "job.toml").read_bytes()
+    pool = ["s3://k:s@b/c", "\x00", "../../x", "memory://x", "ftp://a/b", "landsat-8", "EPSG:32613", "0.1", "-5"]
 
+    def explained(data: st.DataObject) -> None:
+        document = copy.deepcopy(job_document("items.json", "cube.zarr", engine={"settings": {"a": 1}}, output={"store": "c.zarr", "draws": 2}))
+        for _ in range(data.draw(st.integers(1, 3))):
+            mutated(document, data, pool)
+        with suppress(FusionError):  # said in one sentence, which is what is asked
+            job = Job.of(document)
+            check(job)
+            assert len(job.fingerprint) == 64
+            assert np.prod(job.grid().shape, dtype=float) <= 1e11
+        (tmp_path / "job.toml").write_bytes(damaged(template, data))
+        with suppress(FusionError):
+            check(Job.load(tmp_path / "job.toml"))
 
-@QUICK
-@given(data=st.data())
-def test_hostile_jobs(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    jobs_are_explained(data, tmp_path_factory.getbasetemp())
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-@LONG
-@given(data=st.data())
-def test_hostile_jobs_many(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    jobs_are_explained(data, tmp_path_factory.getbasetemp())
+    throw(explained)
 
 
 # --- hostile stores -------------------------------------------------------------------------------------------------------
@@ -360,57 +229,44 @@ def store(world: World) -> CubeStore:
     return made
 
 
-def stores_do_no_harm(data: st.DataObject, store: CubeStore, forbidden: Forbidden) -> None:
+def test_hostile_stores(throw: Callable[[Law], None], store: CubeStore, forbidden: Forbidden) -> None:
     """One file of a cube is mutated as JSON, or damaged as bytes; everything that reads or resumes it ends in a FusionError or well."""
     folder = Path(store.url)
-    texts = sorted(p for p in folder.rglob("*.json"))
-    path = data.draw(st.sampled_from(texts + texts + sorted(p for p in folder.rglob("*") if p.is_file())))
-    kept = path.read_bytes()
-    if path.suffix == ".json" and data.draw(st.integers(0, 4)):
-        document = json.loads(kept)
-        for _ in range(data.draw(st.integers(1, 2))):
-            mutated(document, data, addresses(forbidden))
-        damaged = json.dumps(document).encode()
-    else:
-        damaged = bytearray(kept)
-        for _ in range(data.draw(st.integers(1, 4))):
-            spot = data.draw(st.integers(0, max(0, len(damaged) - 1)))
-            damaged[spot : spot + data.draw(st.integers(0, 20))] = data.draw(st.binary(max_size=20))
+    texts = sorted(folder.rglob("*.json"))
+    files = texts + texts + sorted(p for p in folder.rglob("*") if p.is_file())
     record = folder / "status" / "tiles" / "0.0.json"
     told = record.read_bytes()
-    try:
-        path.write_bytes(damaged)
-        for act in (_read_all, _fuse_again):
-            with suppress(FusionError):  # said in one sentence, which is what is asked
-                act(store, record)
-        assert forbidden.touched() == [] or path.name == "items.json"
-    finally:
-        path.write_bytes(kept)
-        if not record.exists() or record.read_bytes() != told:
+
+    def no_harm(data: st.DataObject) -> None:
+        path = data.draw(st.sampled_from(files))
+        kept = path.read_bytes()
+        if path.suffix == ".json" and data.draw(st.integers(0, 4)):
+            document = json.loads(kept)
+            for _ in range(data.draw(st.integers(1, 2))):
+                mutated(document, data, addresses(forbidden))
+            sent = json.dumps(document).encode()
+        else:
+            sent = damaged(kept, data)
+        try:
+            path.write_bytes(sent)
+            for act in (_read_all, _open_desk):
+                with suppress(FusionError):  # said in one sentence, which is what is asked
+                    act(store)
+            assert forbidden.touched() == [] or path.name == "items.json"
+        finally:
+            path.write_bytes(kept)
             record.write_bytes(told)
 
+    throw(no_harm)
 
-def _read_all(store: CubeStore, _: Path) -> None:
+
+def _read_all(store: CubeStore) -> None:
     opened = CubeStore.open(store.url, read_only=True)
     opened.verify()
     opened.records()
     opened.items()
 
 
-def _fuse_again(store: CubeStore, record: Path) -> None:
+def _open_desk(store: CubeStore) -> None:
     desk.cache_clear()
     desk(store.url, store.about["fingerprint"])
-
-
-@QUICK
-@given(data=st.data())
-def test_hostile_stores(data: st.DataObject, store: CubeStore, forbidden: Forbidden) -> None:
-    stores_do_no_harm(data, store, forbidden)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-@LONG
-@given(data=st.data())
-def test_hostile_stores_many(data: st.DataObject, store: CubeStore, forbidden: Forbidden) -> None:
-    stores_do_no_harm(data, store, forbidden)
