@@ -40,13 +40,15 @@ def reduce_channels(
     names: tuple[str, ...], data: Array, precision: Array, centres: Array, responses: tuple[Response, ...],
     basis: SpectralBasis, offset_sd: float, gain_sd: float = 0.0, moved: float = 0.0,
 ) -> Channels:
-    """At most K pseudo-bands that carry all that B channels say of z: y' = c Q G^(-1/2) H' N^(-1) y, G = H' N^(-1) H.
+    """At most K pseudo-bands that carry all that B channels say of z: y' = c Q D^(-1) T y, T = G^(-1/2) H' N^(-1), G = H' N^(-1) H.
 
-    N = diag(n + g^2 s^2) + S + R is one spectrum of noise: n the median variance of each channel, g its gain error and s the standard
-    deviation of the ground in it, S = `misplaced`, R the out-of-subspace covariance, which neighbouring channels share. Then
-    y' = c Q G^(1/2) z + white noise, and the likelihood of z is that of all B channels: exactly so where the variance of a pixel
-    is s_p^2 N, otherwise s_p^2 is its geometric mean over channels. c scales the noise back to that of a typical channel. A channel
-    seen in under half of the seen pixels is dropped; a pixel that lacks one of the rest is missing.
+    N = diag(n + g^2 s^2) + R is one spectrum of noise: n the median variance of each channel, g its gain error and s the standard
+    deviation of the ground in it, R the out-of-subspace covariance, which neighbouring channels share. Then T y = G^(1/2) z + white
+    noise, and the likelihood of z is that of all B channels: exactly so where the variance of a pixel is s_p^2 N, otherwise s_p^2
+    is its geometric mean over channels. What a displaced look adds, S = `misplaced`, lies along the colours of its edges, brightness
+    first, and has no mean over the ground: within N it would make a look tell brightness by the shape of its spectra alone. So it
+    is counted after the reduction: D D' = I + T S T'. c scales the noise back to that of a typical channel. A channel seen in under
+    half of the seen pixels is dropped; a pixel that lacks one of the rest is missing.
 
     What all pixels share is a smooth offset spectrum, cov = sd^2 exp(-|lambda - lambda'| / HAZE_LENGTH), and the gain errors
     times the mean spectrum; the rotation Q makes its pseudo-bands independent, so that offset_sd says all of it.
@@ -73,14 +75,16 @@ def reduce_channels(
     haze = haze + np.diag((gain_sd * level) ** 2)
     typical = 1.0 / np.array([np.median(p[s]) if s.any() else 1.0 for p, s in zip(precision, seen, strict=True)])
     scale = float(np.sqrt(np.median(typical)))
-    noise = np.diag(typical + (gain_sd * spread) ** 2) + residual + misplaced(data, whole, moved)
+    noise = np.diag(typical + (gain_sd * spread) ** 2) + residual
     solved = np.linalg.solve(noise, colour)
     value, vector = np.linalg.eigh(colour.T @ solved)
     use = value > 1e-10 * value[-1]
-    root = np.sqrt(value[use])
-    turn = scale * (vector[:, use] / root).T @ solved.T  # diag(value)^(-1/2) V' H' N^-1: white noise
+    turn = (vector[:, use] / np.sqrt(value[use])).T @ solved.T  # diag(value)^(-1/2) V' H' N^-1: white noise
+    moving = np.linalg.cholesky(np.eye(len(turn)) + turn @ misplaced(data, whole, moved) @ turn.T)
+    turn = scale * np.linalg.solve(moving, turn)
     shared, axes = np.linalg.eigh(turn @ haze @ turn.T)  # any rotation keeps it white: take the one with independent offsets
-    turn, colour = axes.T @ turn, scale * (axes.T * root) @ vector[:, use].T
+    turn = axes.T @ turn
+    colour = turn @ colour
     log = np.zeros(whole.shape)
     for p, t in zip(precision, typical, strict=True):  # one channel at a time: the look may be large
         log += np.log(np.where(whole, p * t, 1.0), dtype=np.float64)
