@@ -25,6 +25,7 @@ from benchmarks.pairs import Case, cases, observations, read, sensors
 from benchmarks.peers import naive
 from benchmarks.peers.published import BOREAS, PEERS
 from fusion.cube.cube import Cube
+from fusion.cube.spectrum import SpectralBasis
 from fusion.infer import Posterior, fit
 
 Array = NDArray[np.float64]
@@ -75,9 +76,12 @@ def predicted(posterior: Posterior, case: Case, cube: Cube) -> tuple[Array, Arra
     return mean[0].astype(np.float64), total.astype(np.float64)
 
 
-def ours(case: Case, engine: str, setting: dict[str, Any]) -> Score:
-    """The product's own score on a case; learning of the coarse sensor is part of the fit and timed with it."""
-    looks, cube = observations(case)
+def ours(case: Case, engine: str, setting: dict[str, Any], basis: SpectralBasis | None = None) -> Score:
+    """The product's own score on a case; learning of the coarse sensor is part of the fit and timed with it.
+
+    basis: of the latent field, instead of the bands themselves.
+    """
+    looks, cube = observations(case, basis)
     start = time.perf_counter()
     posterior = fit(looks, cube, engine=engine, draws=0, **setting)
     seconds = time.perf_counter() - start

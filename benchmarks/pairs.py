@@ -7,7 +7,7 @@ some fine images and the coarse series; the fine image of one date is hidden and
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
@@ -103,6 +103,13 @@ def cases(pair: Pair) -> Iterator[Case]:
                 yield Case(pair, protocol, tuple(i for i in range(count) if abs(i - target) > reach), target)
 
 
+def cut(case: Case, cells: tuple[int, int]) -> Case:
+    """The same case on its upper left corner, so many coarse cells down and across."""
+    pair, (down, across) = case.pair, cells
+    fine = pair.fine[..., : down * pair.ratio, : across * pair.ratio]
+    return replace(case, pair=replace(pair, fine=fine, coarse=pair.coarse[..., :down, :across]))
+
+
 def sensors(pair: Pair) -> tuple[Sensor, Sensor]:
     """(fine, coarse) facts, the same for all files but for pixel sizes: stated before looking, the product learns the rest."""
 
@@ -128,18 +135,17 @@ def _no_plan(lon: float, lat: float, first: date, last: date) -> list[Any]:
     return []
 
 
-def observations(case: Case) -> tuple[tuple[Observation, ...], Cube]:
-    """What the product is given, and the cube that it is asked for: latent times are the fine dates and what fills their gaps."""
+def observations(case: Case, basis: SpectralBasis | None = None) -> tuple[tuple[Observation, ...], Cube]:
+    """What the product is given, and the cube that it is asked for: latent times are the fine dates and what fills their gaps.
+
+    basis: instead of the bands themselves.
+    """
     pair = case.pair
     crs = "EPSG:32611"
     place = Affine(pair.pixel, 0, 500_000.0, 0, -pair.pixel, 4_000_000.0)
     grid = Grid(GeoBox(pair.fine.shape[2:], place, crs))
     cells = GeoBox(pair.coarse.shape[2:], place * Affine.scale(pair.ratio), crs)
-    given = pair.fine[list(case.given)]
-    flat = np.moveaxis(given, 1, 0).reshape(len(pair.bands), -1)
-    flat = flat[:, np.isfinite(flat).all(axis=0)]
-    basis = SpectralBasis.of_bands([CENTRES[b] for b in pair.bands], flat.mean(axis=1), np.atleast_2d(np.cov(flat)))
-    cube = Cube(grid, Calendar(np.asarray(latent_times(pair), "datetime64[us]")), basis)
+    cube = Cube(grid, Calendar(np.asarray(latent_times(pair), "datetime64[us]")), basis or _of_bands(case))
     fine, coarse = sensors(pair)
     out = []
     for i in case.given:
@@ -152,6 +158,14 @@ def observations(case: Case) -> tuple[tuple[Observation, ...], Cube]:
             scene = _scene(coarse, pair.coarse[i], cells, _when(pair, i), str(pair.coarse_dates[i]))
             out.append(observe(scene, coarse, cube))
     return tuple(out), cube
+
+
+def _of_bands(case: Case) -> SpectralBasis:
+    """The bands themselves as components, with the mean and the covariance of the given images."""
+    pair = case.pair
+    flat = np.moveaxis(pair.fine[list(case.given)], 1, 0).reshape(len(pair.bands), -1)
+    flat = flat[:, np.isfinite(flat).all(axis=0)]
+    return SpectralBasis.of_bands([CENTRES[b] for b in pair.bands], flat.mean(axis=1), np.atleast_2d(np.cov(flat)))
 
 
 def latent_times(pair: Pair) -> NDArray[np.datetime64]:
