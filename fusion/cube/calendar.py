@@ -30,6 +30,10 @@ def instant_of(value: Any) -> np.datetime64:
     return instant
 
 
+NEAR = DAY
+"""an instant at most so far from a latent time counts as lying on it"""
+
+
 @dataclass(frozen=True)
 class Instant:
     """One moment (Landsat, Sentinel-2, an aircraft)."""
@@ -156,6 +160,13 @@ class Calendar:
         total = tau.sum()
         return tau / total if total >= 0.5 else np.zeros_like(tau)
 
+    def missed(self, instants: NDArray[np.datetime64]) -> NDArray[np.bool_]:
+        """(N,) whether an instant inside the calendar lies more than a day (NEAR) from every latent time."""
+        instants = np.asarray(instants, dtype="datetime64[us]")
+        right = np.searchsorted(self.times, instants).clip(0, self.times.size - 1)
+        gap = np.minimum(np.abs(self.times[right] - instants), np.abs(self.times[(right - 1).clip(0)] - instants))
+        return (gap > NEAR) & (instants > self.times[0]) & (instants < self.times[-1])
+
     def to_attrs(self) -> dict[str, Any]:
         """JSON-ready attributes, exact to the microsecond."""
         return {"times": [str(t) for t in self.times]}
@@ -164,3 +175,17 @@ class Calendar:
     def from_attrs(cls, attrs: dict[str, Any]) -> Calendar:
         """The inverse of `to_attrs`."""
         return cls(np.array(attrs["times"], dtype="datetime64[us]"))
+
+
+def in_phase(instants: NDArray[np.datetime64], start: Any, end: Any, step_days: float) -> tuple[np.datetime64, int]:
+    """(start, count): the day at most half a step from `start` from which regular latent times miss the fewest instants, and how many.
+
+    Of equally good days the one nearest to `start`, the later one first. Why it matters: the field is linear between latent times,
+    so a change between two of them contradicts the looks on both sides, and the fit rings.
+    """
+    first, last = instant_of(start).astype("datetime64[D]"), instant_of(end)
+    reach = max(0, int(step_days // 2))
+    days = [first + shift for shift in sorted(range(-reach, reach + 1), key=lambda d: (abs(d), -d)) if first + shift <= last]
+    counts = [int(Calendar.regular(day, last, step_days).missed(instants).sum()) for day in days]
+    best = int(np.argmin(counts))
+    return np.datetime64(days[best], "D"), counts[best]

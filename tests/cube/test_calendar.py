@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion.cube.calendar import Calendar, Instant, PixelDay, Window, centre_of, instant_of
+from fusion.cube.calendar import DAY, Calendar, Instant, PixelDay, Window, centre_of, in_phase, instant_of
 from fusion.errors import JobError
 from tests.cube.strategies import calendars
 
@@ -88,3 +88,32 @@ def test_calendars_that_make_no_sense_are_refused() -> None:
         Calendar.regular("2020-02-01", "2020-01-01", 8)
     with pytest.raises(JobError, match="positive"):
         Calendar.regular("2020-01-01", "2020-02-01", float("nan"))
+
+
+@settings(deadline=None, max_examples=60)
+@given(step=st.integers(2, 16), phase=st.integers(0, 15), hour=st.integers(0, 23), looks=st.integers(3, 12))
+def test_a_regular_orbit_is_met_by_the_advised_start(step: int, phase: int, hour: int, looks: int) -> None:
+    """Looks every `step` days, whatever their phase and hour, all lie on the latent times of the start that is advised."""
+    first = instant_of("2024-05-01")
+    instants = first + (phase % step) * DAY + np.arange(looks) * step * DAY + np.timedelta64(hour, "h")
+    end = instants[-1] + step * DAY
+    start, left = in_phase(instants, first, end, step)
+    assert left == 0
+    assert abs(start - first) <= step // 2 * DAY
+    assert not Calendar.regular(start, end, step).missed(instants).any()
+
+
+@settings(deadline=None, max_examples=60)
+@given(calendar=calendars(), shares=st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=8))
+def test_missed_is_the_distance_to_the_nearest_latent_time(calendar: Calendar, shares: list[float]) -> None:
+    instants = np.array([calendar.times[0] + np.timedelta64(round(s * calendar.days[-1] * 86_400_000_000), "us") for s in shares])
+    gap = np.abs(instants[:, None] - calendar.times).min(axis=1)
+    inside = (instants > calendar.times[0]) & (instants < calendar.times[-1])
+    np.testing.assert_array_equal(calendar.missed(instants), (gap > DAY) & inside)
+
+
+def test_two_orbits_out_of_phase_are_met_by_halves() -> None:
+    one = instant_of("2024-05-03T17:30") + np.arange(5) * 8 * DAY
+    other = instant_of("2024-05-07T17:30") + np.arange(4) * 8 * DAY
+    start, left = in_phase(np.concatenate([one, other]), "2024-05-01", "2024-06-20", 8)
+    assert (str(start), left) in (("2024-05-03", 4), ("2024-05-04", 4))
