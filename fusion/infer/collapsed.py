@@ -137,9 +137,10 @@ def exact(white: Array, series: tuple[Looks, ...], hierarchy: Hierarchy, sensors
         curvature = curvature + flat @ jax.vmap(noise.apply)(columns).reshape(size, -1).T
         slope = slope + flat @ weighted.ravel()
         total = total + 0.5 * (noise.log_det - (s.data * weighted).sum())
-    root = jnp.linalg.cholesky(0.5 * (curvature + curvature.T))
-    explained = jax.scipy.linalg.solve_triangular(root, slope, lower=True)
-    total = total + 0.5 * (explained**2).sum() - jnp.log(jnp.diagonal(root)).sum()
+    curvature = 0.5 * (curvature + curvature.T)
+    # b^T Q^-1 b / 2 is the largest b^T w - w^T Q w / 2, so w needs no derivative (nor has the result a second one): a factor's is slow
+    w = jax.lax.stop_gradient(jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(curvature), True), slope))
+    total = total + slope @ w - 0.5 * w @ curvature @ w + log_normal(curvature, jnp.zeros(size))
     return jnp.where(jnp.isfinite(total), total, -1e30)
 
 
