@@ -27,11 +27,12 @@ from fusion.cube.cube import Cube
 from fusion.cube.grid import Tile
 from fusion.errors import StoreError
 from fusion.infer.posterior import Status
+from fusion.service.blend import turned
 from fusion.service.plan import tile_at
 from fusion.service.policy import interval
 from fusion.service.sources import PAD
 from fusion.service.store import CubeStore, Damaged
-from fusion.service.tile import Desk, Fit, brief, desk, fused, kept_of, region, skipped
+from fusion.service.tile import Desk, Fit, brief, delivered, desk, fused, kept_of, region, skipped
 
 Index = tuple[int, int]
 ALIKE = 0.1
@@ -73,10 +74,15 @@ def _old(url: str, fingerprint: str) -> CubeStore:
     return store
 
 
-def continue_tile(url: str, fingerprint: str, index: Index, *, fit: Fit | None = None, read_retries: int = 3) -> dict[str, Any]:
-    """Commits one tile of a cube that continues another; its record says how it came about (copied, continued, refitted, fused)."""
+def continue_tile(
+    url: str, fingerprint: str, index: Index, *, fit: Fit | None = None, read_retries: int = 3, post: bool = False, again: bool = False,
+) -> dict[str, Any]:
+    """Commits one tile of a cube that continues another; its record says how it came about (copied, continued, refitted, fused).
+
+    post, again: as for `fuse_tile`; what is taken over from the old cube is committed as it is, and tells its neighbours nothing.
+    """
     at = desk(url, fingerprint)
-    if done := skipped(at.store, index):
+    if done := skipped(at.store, index, again, post):
         return done
     before = before_of(at.store)
     assert before is not None  # the caller chose this task because of it
@@ -100,7 +106,7 @@ def continue_tile(url: str, fingerprint: str, index: Index, *, fit: Fit | None =
     if kept is not None:
         how = {**how, "how": "refitted"}
     posterior, record = fused(at, tile, fit, read_retries, shared)
-    return brief(at.store.write_blocks(tile, at.store.blocks_of(tile, **kept_of(posterior, at.store)), {**record, "continued": how}))
+    return delivered(at, tile, posterior, {**record, "continued": how}, post)
 
 
 def _kept(old: CubeStore, here: Index, tile: Tile, at: Desk) -> Blocks | None:
@@ -137,20 +143,6 @@ def _continued(
         kept = {**kept, "canonical_sd": sd}
         apart = apart if correlation <= ALIKE else float("inf")
     return _joined(at, before, kept, fresh), _record(record, made), apart
-
-
-def turned(old: NDArray[Any], new: NDArray[Any], sd: NDArray[Any]) -> tuple[NDArray[np.float32], float]:
-    """(sd of x on the axes of another mixing, the largest correlation that they have there and that is left out).
-
-    Cov(z) = M diag(sd^2) M^T = M' C M'^T with C = B diag(sd^2) B^T, B = M'^-1 M; kept is the diagonal of C.
-    old, new: (K, K) M, M'. sd: (T, K, Y, X).
-    """
-    turn = np.linalg.solve(new.astype(np.float64), old.astype(np.float64))
-    variance = np.einsum("jk,tkyx->tjyx", turn**2, sd.astype(np.float64) ** 2)
-    usual = np.diag(np.nanmean(sd.astype(np.float64) ** 2, axis=(0, 2, 3)))
-    covariance = turn @ usual @ turn.T
-    scale = np.sqrt(np.maximum(np.diag(covariance), 1e-30))
-    return np.sqrt(variance).astype(np.float32), float(np.abs(covariance / np.outer(scale, scale) - np.eye(len(scale))).max())
 
 
 def _joined(at: Desk, before: Before, kept: Blocks, fresh: Blocks) -> dict[str, NDArray[Any]]:

@@ -88,7 +88,7 @@ def prepare(
     row, col = old.provenance.get("anchor", (0, 0))
     core = job.tiles.core
     provenance = {
-        "versions": versions(), "seed": job.engine.seed, "notes": made.notes[:1000], "halo": made.halo,
+        "versions": versions(), "seed": job.engine.seed, "notes": made.notes[:1000], "halo": made.halo, "blend": made.blend,
         "anchor": [row - offset[0] * core, col - offset[1] * core],
         "extends": {
             "url": old.url, "fingerprint": old.about["fingerprint"], "offset": list(offset), "times": times, "window": window,

@@ -146,7 +146,14 @@ class Tiles(Record):
     """How the area is cut."""
 
     core: int = Field(default=128, ge=8, le=4096, description="pixels along a tile's edge")
-    halo: int | None = Field(default=None, ge=0, le=1024, description="pixels around it; default: half of the coarsest footprint")
+    halo: int | None = Field(default=None, ge=0, le=1024, description="pixels around it; default: half of the coarsest footprint, or 8")
+    blend: int | None = Field(default=None, ge=0, le=1024, description="pixels of it in which neighbours are blended; 0 = none")
+
+    @model_validator(mode="after")
+    def _has_room(self) -> Tiles:
+        if self.blend and self.blend > min(self.core // 2, self.core if self.halo is None else self.halo):
+            raise ValueError(f"`blend` reaches {self.blend} px, no further than `halo` and half of `core` = {self.core} px are possible")
+        return self
 
 
 class Output(Record):
@@ -229,6 +236,7 @@ class Job(Record):
         """SHA-256 over what decides the cube's values; equal jobs have equal fingerprints on every machine."""
         document = self.document()
         values = {k: document[k] for k in ("sensors", "spectrum", "engine", "tiles")}
+        values["tiles"] = {k: v for k, v in document["tiles"].items() if v is not None or k != "blend"}  # as before there was one
         values["spectrum"] = {k: v for k, v in document["spectrum"].items() if v or k != "flights"}
         values["period"] = {k: v for k, v in document["period"].items() if v is not None}
         values |= {"grid": self.grid().to_attrs(), "times": self.calendar().to_attrs(), "draws": self.output.draws}

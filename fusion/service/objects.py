@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+import zipfile
+import zlib
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import zarr.abc.store
+from numpy.typing import NDArray
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.errors import BaseZarrError
@@ -131,7 +136,7 @@ def store_errors(url: str, doing: str) -> Iterator[None]:
 
 
 class Objects:
-    """JSON documents under keys of one Zarr store; every put is atomic (a rename, or a single PUT)."""
+    """Small objects, most of them JSON documents, under keys of one Zarr store; every put is atomic (a rename, or a single PUT)."""
 
     def __init__(self, url: str, *, read_only: bool = False) -> None:
         self.url = url
@@ -144,22 +149,50 @@ class Objects:
 
     def put(self, key: str, value: Any, *, new: bool = False) -> None:
         """Writes one document; new: leaves an existing one untouched (the first writer wins)."""
-        text = json.dumps(value, allow_nan=False, separators=(",", ":"), default=_plain).encode()
-        buffer = default_buffer_prototype().buffer.from_bytes(text)
+        self.put_bytes(key, json.dumps(value, allow_nan=False, separators=(",", ":"), default=_plain).encode(), new=new)
+
+    def put_bytes(self, key: str, data: bytes, *, new: bool = False) -> None:
+        """Writes one object as it is; new: see `put`."""
+        buffer = default_buffer_prototype().buffer.from_bytes(data)
         self._do(f"writing {key}", lambda: (self.store.set_if_not_exists if new else self.store.set)(key, buffer))
 
     def get(self, key: str) -> Any | None:
         """One document, or None where there is none; StoreError if it is not JSON."""
-        found = self._do(f"reading {key}", lambda: self.store.get(key, default_buffer_prototype()))
-        if found is None:
+        data = self.get_bytes(key)
+        if data is None:
             return None
-        data = found.to_bytes()
         if len(data) > MAX_JSON:
             raise StoreError(f"{self.url}: {key} has {len(data)} bytes, more than any document of a cube")
         try:
             return json.loads(data)
         except (ValueError, RecursionError) as error:
             raise StoreError(f"{self.url}: {key} is not JSON ({error}): the store was damaged; restore or delete it") from error
+
+    def get_bytes(self, key: str) -> bytes | None:
+        """One object as it is, or None where there is none."""
+        found = self._do(f"reading {key}", lambda: self.store.get(key, default_buffer_prototype()))
+        return None if found is None else found.to_bytes()
+
+    def put_arrays(self, key: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Writes named arrays as one uncompressed npz, whose members carry checksums."""
+        made = io.BytesIO()
+        np.savez(made, **dict[str, Any](arrays))
+        self.put_bytes(key, made.getvalue())
+
+    def get_arrays(self, key: str) -> dict[str, NDArray[Any]] | None:
+        """Named arrays as they were written; None where there are none, or where they were damaged (nothing is ever unpickled)."""
+        data = self.get_bytes(key)
+        if data is None:
+            return None
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as found:
+                return {name: found[name] for name in found.files}
+        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+            return None
+
+    def delete_folder(self, prefix: str) -> None:
+        """Removes everything under a prefix."""
+        self._do(f"deleting {prefix}", lambda: self.store.delete_dir(prefix))
 
     def delete(self, key: str) -> None:
         """Removes one document if it is there."""

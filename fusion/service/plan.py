@@ -26,11 +26,13 @@ from fusion.cube.cube import Cube
 from fusion.cube.grid import Grid, Tile, halo_for
 from fusion.errors import JobError
 from fusion.observe.sensor import Sensor, sensor
+from fusion.service.blend import LEAST_HALO, widest
 from fusion.service.catalog import Found
 from fusion.service.cluster import Workers, workers_of
 from fusion.service.job import Job
 from fusion.service.policy import Item
 from fusion.service.template import Layout
+from fusion.service.timing import timing_notes
 
 BASE_BYTES = 1.3e9
 """Python, JAX and its compiled programs"""
@@ -50,6 +52,8 @@ SECONDS_LOOK = 0.4
 """core-seconds to read one window of one scene and to observe it; waiting for storage comes beside it, eight scenes at a time"""
 SECONDS_START = 70.0
 """core-seconds to compile for a new shape of tile; a worker with a filled compile cache saves most of it"""
+IN_FLIGHT = 3
+"""tasks per worker thread that the scheduler knows of"""
 COMPRESSION = 0.7
 """of float32 fields by blosc-zstd with bitshuffle"""
 
@@ -106,7 +110,10 @@ def tile_at(grid: Grid, core: int, halo: int, index: tuple[int, int]) -> Tile:
 
 
 def halo_of(job: Job, grid: Grid) -> int:
-    """Pixels of halo: what the job says, else half of the coarsest footprint (half a cell and one blur width)."""
+    """Pixels of halo: what the job says, else half of the coarsest footprint (half a cell and one blur width).
+
+    Where tiles meet it is wide enough to blend them.
+    """
     if job.tiles.halo is not None:
         return job.tiles.halo
     reach = 0.0
@@ -114,7 +121,15 @@ def halo_of(job: Job, grid: Grid) -> int:
         facts = sensor(source.name)
         for psf in [facts.psf, *(b.psf for b in facts.bands if b.psf is not None)]:
             reach = max(reach, psf.fwhm + (facts.pixel / 2 if psf.cell else 0.0))
-    return halo_for(reach, grid)
+    least = LEAST_HALO if max(grid.shape) > job.tiles.core and job.tiles.blend != 0 else 0
+    return max(halo_for(reach, grid), least, job.tiles.blend or 0)
+
+
+def blend_of(job: Job, grid: Grid) -> int:
+    """Pixels on either side of a border over which tiles are blended; 0 where there is one tile only."""
+    if max(grid.shape) <= job.tiles.core:
+        return 0
+    return widest(halo_of(job, grid), job.tiles.core) if job.tiles.blend is None else job.tiles.blend
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +139,8 @@ class Plan:
     job: Job
     cube: Cube
     halo: int
+    blend: int
+    """pixels on either side of a border over which tiles are blended"""
     found: Found
     tiles: int
     looks: dict[str, NDArray[np.int64]]
@@ -136,6 +153,8 @@ class Plan:
     """projected wall time"""
     output_bytes: float
     """after compression"""
+    passing_bytes: float = 0.0
+    """what lies in the store beside it while tiles wait for their neighbours, at most"""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -180,7 +199,9 @@ class Plan:
             *rows, ("to read", format_bytes(int(self.read_bytes))),
             ("peak memory per worker", f"{format_bytes(int(self.peak_bytes))}, {fit}"),
             ("time", f"about {_duration(self.seconds)} on {self.workers.number} workers"),
-            ("output", f"about {format_bytes(int(self.output_bytes))} in {self.job.output.store}"),
+            ("output", f"about {format_bytes(int(self.output_bytes))} in {self.job.output.store}" + (
+                f", and up to {format_bytes(int(self.passing_bytes))} while tiles wait for their neighbours" if self.passing_bytes else ""
+            )),
         ]
 
     def numbers(self) -> dict[str, Any]:
@@ -189,7 +210,8 @@ class Plan:
             "tiles": self.tiles, "halo": self.halo, "shape": list(self.cube.shape),
             "scenes": {n: len(i) for n, i in self.found.items.items()}, "looks": {n: int(v.sum()) for n, v in self.looks.items()},
             "read_bytes": self.read_bytes, "peak_bytes": self.peak_bytes, "limit_bytes": self.workers.memory, "fits": self.fits,
-            "workers": self.workers.number, "seconds": self.seconds, "output_bytes": self.output_bytes, "notes": self.notes,
+            "workers": self.workers.number, "seconds": self.seconds, "output_bytes": self.output_bytes,
+            "passing_bytes": self.passing_bytes, "blend": self.blend, "notes": self.notes,
         }
 
     def _peak_with(self, core: int) -> float:
@@ -230,7 +252,7 @@ def layout_of(job: Job, cube: Cube) -> Layout:
 
 def make_plan(job: Job, cube: Cube, found: Found) -> Plan:
     """The plan of a job over the scenes that were found; reads no pixels."""
-    halo = halo_of(job, cube.grid)
+    halo, blend = halo_of(job, cube.grid), blend_of(job, cube.grid)
     core = job.tiles.core
     count = math.prod(-(-s // core) for s in cube.grid.shape)
     if count > 2_000_000:
@@ -240,6 +262,7 @@ def make_plan(job: Job, cube: Cube, found: Found) -> Plan:
     for name, per_tile in looks.items():
         if (per_tile == 0).all():
             notes.append(f"{name}: no scene reaches any tile")
+    notes += timing_notes(job, cube, found.items)
     edge = core + 2 * halo
     times, rank = cube.shape[:2]
     latent = times * rank * edge**2
@@ -250,8 +273,17 @@ def make_plan(job: Job, cube: Cube, found: Found) -> Plan:
     read = sum(float(v.sum()) * window_bytes(sensor(n), edge * cube.grid.resolution) / 2 for n, v in looks.items())
     layout = layout_of(job, cube)
     return Plan(
-        job=job, cube=cube, halo=halo, found=found, tiles=count, looks=looks, read_bytes=read,
+        job=job, cube=cube, halo=halo, blend=blend, found=found, tiles=count, looks=looks, read_bytes=read,
         peak_bytes=peak_bytes(job, cube, core, halo, {n: float(v.max(initial=0)) for n, v in looks.items()}, workers.threads),
         workers=workers, seconds=SECONDS_START + (count * engine + total_looks * SECONDS_LOOK) / (workers.number * workers.threads),
-        output_bytes=layout.bytes() * COMPRESSION, notes=notes,
+        output_bytes=layout.bytes() * COMPRESSION, passing_bytes=_passing(layout, blend, workers.number * workers.threads), notes=notes,
     )
+
+
+def _passing(layout: Layout, blend: int, parallel: int) -> float:
+    """Bytes of what tiles told their neighbours, uncompressed: of one row of tiles and of those in flight, or of all there are."""
+    if not blend:
+        return 0.0
+    down, across = layout.tiles
+    share = min(down * across, across + 2 + IN_FLIGHT * parallel) / (down * across)
+    return layout.bytes() * (1 + 2 * blend / layout.core) ** 2 * share

@@ -16,7 +16,8 @@ the tile. Group attributes: `fusion` (cube, job, tile size, provenance), `proj:`
 
 Documents that are not arrays lie inside the folder of `status`, where Zarr's own listings do not look:
 `status/claim.json` (whose store this is), `status/items.json` (the frozen catalog), `status/tiles/ROW.COL.json` (a committed
-tile: status, checksums, diagnostics), `status/failed/ROW.COL.json` (a tile to try again).
+tile: status, checksums, diagnostics), `status/failed/ROW.COL.json` (a tile to try again). While a job of several tiles runs,
+`status/overlap/ROW.COL/` holds what its neighbours found of a tile (`fusion.service.blend`); it is gone when the cube is whole.
 
 Why writes are safe: a tile is a whole number of shards, so no two tasks touch one object; a write puts whole objects that
 depend on the tile alone, so it may be repeated or cut short; the record follows the data, so a tile that has one is complete.
@@ -183,11 +184,12 @@ class CubeStore:
     def blocks_of(
         self, tile: Tile, *, mean: NDArray[np.float32], sd: NDArray[np.float32], draws: NDArray[np.float32] | None = None,
         canonical_var: NDArray[np.float32] | None = None, decomposition: Mapping[str, NDArray[np.float32]] | None = None,
+        part: tuple[slice, slice] | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """What the arrays hold of one tile: array name -> its core, encoded as the array is."""
+        """What the arrays hold of one tile: array name -> its core, or a part of the padded tile, encoded as the array is."""
         rows, cols = self.layout.checked(tile)
-        core = (slice(0, rows.stop - rows.start), slice(0, cols.stop - cols.start))
-        if mean.shape[-2:] == tile.grid.shape and tile.halo:
+        core = part or (slice(0, rows.stop - rows.start), slice(0, cols.stop - cols.start))
+        if part is None and mean.shape[-2:] == tile.grid.shape and tile.halo:
             core = tile.core
         blocks: dict[str, NDArray[Any]] = {"mean": _block(mean, core), "sd": _block(sd, core)}
         blocks["canonical_sd"] = np.full_like(blocks["mean"], np.nan)

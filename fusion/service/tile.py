@@ -15,6 +15,7 @@ from fusion.cube.cube import Cube
 from fusion.cube.grid import Tile
 from fusion.errors import FusionError
 from fusion.infer.posterior import Status
+from fusion.service import blend
 from fusion.service.job import Job
 from fusion.service.objects import finite
 from fusion.service.plan import Coverage, halo_of, tile_at
@@ -40,6 +41,8 @@ class Desk:
     job: Job
     coverage: Coverage
     halo: int
+    blend: int
+    """pixels on either side of a border over which neighbours are blended"""
 
     def tile(self, index: tuple[int, int]) -> Tile:
         """The padded tile at an index."""
@@ -58,7 +61,9 @@ def desk(url: str, fingerprint: str) -> Desk:
     if store.about["fingerprint"] != fingerprint:
         raise FusionError(f"{url} is of another job now: it was replaced while this one ran")
     job = Job.of(store.about["job"], f"the job in {url}")
-    return Desk(store, job, Coverage(store.items()), halo_of(job, store.cube.grid))
+    known = store.provenance
+    halo = int(known["halo"]) if "halo" in known else halo_of(job, store.cube.grid)
+    return Desk(store, job, Coverage(store.items()), halo, int(known.get("blend", 0)))
 
 
 @lru_cache(maxsize=4)
@@ -71,19 +76,29 @@ def region(url: str, fingerprint: str) -> Any:
 
 
 def fuse_tile(
-    url: str, fingerprint: str, index: tuple[int, int], *, fit: Fit | None = None, read_retries: int = 3
+    url: str, fingerprint: str, index: tuple[int, int], *, fit: Fit | None = None, read_retries: int = 3, post: bool = False,
+    again: bool = False,
 ) -> dict[str, Any]:
-    """Fuses and commits one tile; returns its record without what is long.  A committed tile is not fused again."""
+    """Fuses and commits one tile; returns its record without what is long.  A committed tile is not fused again.
+
+    post: instead of committing it, tells all tiles that it overlaps what it found (`fusion.service.blend`). again: in any case.
+    """
     at = desk(url, fingerprint)
-    if done := skipped(at.store, index):
+    if done := skipped(at.store, index, again, post):
         return done
     began = time.perf_counter()
     tile = at.tile(index)
     posterior, record = fused(at, tile, fit, read_retries, region(url, fingerprint) if at.job.engine.pool else None)
-    made = at.store.write_tile(tile, **kept_of(posterior, at.store), record=record)
+    made = delivered(at, tile, posterior, record, post)
     SECONDS.labels("all").observe(time.perf_counter() - began)
     TILES.labels(record["status"]).inc()
-    return {**brief(made), "seconds": time.perf_counter() - began}
+    return {**made, "seconds": time.perf_counter() - began}
+
+
+def delivered(at: Desk, tile: Tile, posterior: Any, record: Mapping[str, Any], post: bool) -> dict[str, Any]:
+    """Commits what a fit found, or leaves it to be blended; returns what the driver is told."""
+    kept = kept_of(posterior, at.store)
+    return blend.post(at.store, tile, at.blend, kept, record) if post else brief(at.store.write_tile(tile, **kept, record=record))
 
 
 def pilot_tile(
@@ -101,9 +116,22 @@ def pilot_tile(
     return {"tile": index, "status": "OK"}
 
 
-def skipped(store: CubeStore, index: tuple[int, int]) -> dict[str, Any] | None:
-    """What a task returns for a tile that is committed already; None if it is not."""
-    return {**brief(store.record(index)), "skipped": True} if store.has(index) else None
+def skipped(store: CubeStore, index: tuple[int, int], again: bool = False, post: bool = False) -> dict[str, Any] | None:
+    """What a task returns for a tile that is committed, or has posted what it found; None if it is not, or is to be fitted `again`.
+
+    What was taken over from another cube is never fitted again.
+    """
+    if store.has(index):
+        record = store.record(index)
+        return None if again and not taken_over(record) else {**brief(record), "skipped": True}
+    if post and not again and index in blend.senders(store, index):
+        return {"tile": index, "posted": True, "skipped": True}
+    return None
+
+
+def taken_over(record: Mapping[str, Any]) -> bool:
+    """Whether a tile was kept from another cube, in all or in part: it is what it was, and tells its neighbours nothing."""
+    return (record.get("continued") or {}).get("how") in ("copied", "continued")
 
 
 def brief(record: dict[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,10 @@ from fusion.cube.grid import Grid
 from fusion.errors import JobError
 from fusion.service import cluster
 from fusion.service import run as running
+from fusion.service.blend import LEAST_HALO
 from fusion.service.catalog import find
-from fusion.service.plan import Coverage, halo_of, make_plan, tile_at
+from fusion.service.job import Tiles
+from fusion.service.plan import Coverage, blend_of, halo_of, make_plan, tile_at
 from fusion.service.report import calendar_picture
 from tests.service.worlds import BBOX, small_cube, small_job
 
@@ -95,7 +97,13 @@ def test_the_halo_holds_half_of_the_coarsest_footprint(catalog: Path) -> None:
     job = small_job(catalog, "c.zarr", tiles={"core": 32}, sensors=[{"name": "landsat-8"}, {"name": "modis-mcd43a4"}])
     alone = small_job(catalog, "c.zarr", tiles={"core": 32})
     assert halo_of(job, job.grid()) * 30 >= 463.3
-    assert halo_of(alone, alone.grid()) <= 4
+    assert halo_of(alone, alone.grid()) == LEAST_HALO
+    assert blend_of(alone, alone.grid()) == 6
+    one = small_job(catalog, "c.zarr")
+    one = one.model_copy(update={"tiles": Tiles(core=128)})
+    assert halo_of(one, one.grid()) <= 4
+    assert blend_of(one, one.grid()) == 0
+    assert blend_of(one.model_copy(update={"tiles": Tiles(core=32, blend=0)}), one.grid()) == 0
 
 
 def test_absurdly_many_tiles_are_refused(catalog: Path) -> None:

@@ -20,6 +20,7 @@ from distributed import LocalCluster
 
 from fusion.cube.cube import Cube
 from fusion.errors import JobError, StoreError
+from fusion.service import drive as driving
 from fusion.service import run as running
 from fusion.service import tile as tiling
 from fusion.service.reading import look
@@ -53,7 +54,8 @@ def test_a_run_leaves_a_whole_cube(undisturbed: CubeStore) -> None:
     np.testing.assert_allclose(2 * data["canonical_sd"].values, data["sd"].values, rtol=1e-5)
     np.testing.assert_array_equal(data["mixing"].values[1, 2], 2 * np.eye(2))
     level = data["decomposition"].sel(level="pixel").values
-    np.testing.assert_allclose(level, (data["sd"].values ** 2).mean(0), rtol=1e-4)
+    inner = (..., slice(36, 60), slice(36, 60))  # of the tile in the middle, further from its border than the blend reaches
+    np.testing.assert_allclose(level[inner], (data["sd"].values[inner] ** 2).mean(0), rtol=1e-4)
     assert np.isnan(data["decomposition"].sel(level="scene").values).all()
     record = undisturbed.record((0, 0))
     assert record["simulated"] is True
@@ -67,8 +69,11 @@ def test_a_tile_is_the_one_that_the_engine_gave(undisturbed: CubeStore) -> None:
     cube = Cube(tile.grid, undisturbed.cube.calendar, undisturbed.cube.basis)
     observations, _ = look(at.coverage.of(tile), tile, cube, 0)
     wanted = quick_fit(observations, cube, engine="", draws=2, seed=0, origin=tile.origin)
-    got = undisturbed.group["mean"][..., tile.window[0], tile.window[1]]
-    np.testing.assert_array_equal(got, wanted.mean[(..., *tile.core)])
+    reach = at.blend
+    assert reach == 3
+    inner = tuple(slice(w.start + reach, w.stop - reach) for w in tile.window)
+    own = tuple(slice(c.start + reach, c.stop - reach) for c in tile.core)
+    np.testing.assert_array_equal(undisturbed.group["mean"][(..., *inner)], wanted.mean[(..., *own)])
 
 
 def test_a_second_run_repeats_nothing(undisturbed: CubeStore, catalog: Path) -> None:
@@ -140,7 +145,7 @@ def test_an_engine_that_returns_nan_fails_its_tile(prepared: CubeStore) -> None:
 
 def test_a_store_that_cannot_be_written_stops_the_run(prepared: CubeStore) -> None:
     nothing: Any = SimpleNamespace(failed={})
-    drive = running._Drive(nothing, prepared, small_job("x", prepared.url), nothing, print, {})
+    drive = driving.Drive(nothing, prepared, small_job("x", prepared.url), nothing, print, {}, nothing)
     future = SimpleNamespace(exception=lambda: StoreError("No space left on device"))
     drive._give_up((0, 0), future)  # type: ignore[arg-type]
     drive._give_up((0, 1), future)  # type: ignore[arg-type]
@@ -248,12 +253,13 @@ def hanging_fit(observations: Any, cube: Cube, *, origin: tuple[int, int], folde
 def test_a_tile_that_hangs_is_started_a_second_time(
     catalog: Path, tmp_path: Path, workers: LocalCluster, undisturbed: CubeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "LEAST_WAIT", 2.0)
+    monkeypatch.setattr(driving, "LEAST_WAIT", 2.0)
     job = small_job(catalog, tmp_path / "cube.zarr", cluster=on(workers))
     try:
         summary = running.run(job, fit=partial(hanging_fit, folder=tmp_path), progress="none")
         assert not (tmp_path / "release").exists()
-        assert (summary.done, summary.failed, summary.repeated) == (9, {}, 1)
+        assert (summary.done, summary.failed) == (9, {})
+        assert summary.repeated >= 1  # a blend may have been queued behind it
     finally:
         (tmp_path / "release").touch()
     assert same_cube(CubeStore.open(job.output.store), undisturbed)
