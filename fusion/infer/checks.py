@@ -65,10 +65,10 @@ def _twin(one: Any, other: Any) -> bool:
 
 def _cover(observations: Sequence[Any], cube: Cube, classes: int, seed: int) -> NDArray[np.float32]:
     """(C, Y, X) one-hot land cover from the looks that are as fine as the grid."""
-    from fusion.infer.problem import _images
+    from fusion.infer.landscape import images
 
     fine = [o for o in observations if 3 * o.data.shape[1] * o.data.shape[2] > np.prod(cube.grid.shape)]
-    soft = soft_classes(_images(fine, cube.grid.shape), count=classes, seed=seed)
+    soft = soft_classes(images(fine, cube)[1], count=classes, seed=seed)
     return (soft.argmax(0)[None] == np.arange(len(soft))[:, None, None]).astype(np.float32)
 
 

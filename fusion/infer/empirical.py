@@ -70,12 +70,36 @@ class Learned:
     """correlation time of the lasting part"""
     looks: int
     """coarse looks that taught this"""
+    cells: float = 0.0
+    """clear values of them"""
 
 
-def calibrated(observations: Sequence[Observation], cube: Cube) -> tuple[tuple[Observation, ...], tuple[Learned, ...]]:
+def pooled(records: Sequence[Learned]) -> tuple[Learned, ...]:
+    """One record per sensor and number of bands, from what several tiles learned: blur, shift and bias by the mean, weighed by clear
+    values, the rest from the tile with most of them (errors of different rotations have no common axes)."""
+    groups: dict[tuple[str, int], list[Learned]] = {}
+    for one in records:
+        groups.setdefault((one.sensor, len(one.bias)), []).append(one)
+    out = []
+    for _, group in sorted(groups.items()):
+        best = max(group, key=lambda one: (one.cells, one.looks, -one.widen, one.shift))
+        if len(group) > 1:
+            share = np.array([one.cells for one in group]) / sum(one.cells for one in group)
+            shift = share @ np.array([one.shift for one in group])
+            bias = share @ np.stack([np.linalg.solve(one.rotation, one.bias) for one in group])
+            widen = float(np.exp(share @ np.log([one.widen for one in group])))
+            best = replace(best, widen=widen, shift=(float(shift[0]), float(shift[1])), bias=best.rotation @ bias)
+        out.append(best)
+    return tuple(out)
+
+
+def calibrated(
+    observations: Sequence[Observation], cube: Cube, known: Sequence[Learned] | None = None
+) -> tuple[tuple[Observation, ...], tuple[Learned, ...]]:
     """The observations with what their coarse sensors' data say of themselves, and a record of it, one per coarse raster.
 
-    Sensors are left as they are where no fine look is near in time, or too few cells are clear. The fine looks never change.
+    known: what was learned elsewhere (`pooled`), which then holds here; None = learned from these observations. Sensors are left as they
+    are where no fine look is near in time, or too few cells are clear. The fine looks never change.
     """
     fine = [o for o in observations if not _coarse(o) and (o.precision > 0).mean() > 0.2]
     groups: dict[tuple[str, int], list[int]] = {}
@@ -84,7 +108,11 @@ def calibrated(observations: Sequence[Observation], cube: Cube) -> tuple[tuple[O
             groups.setdefault((obs.sensor, id(obs.layer.footprint)), []).append(i)
     out, records = list(observations), []
     for members in groups.values():
-        learned = _learn([observations[i] for i in members], fine, cube) if fine else None
+        looks = [observations[i] for i in members]
+        if known is None:
+            learned = _learn(looks, fine, cube) if fine else None
+        else:
+            learned = next((k for k in known if (k.sensor, len(k.bias)) == (looks[0].sensor, len(looks[0].bands))), None)
         if learned is not None:
             records.append(learned)
             days = [cube.calendar.day_of(observations[i].when) for i in members]
@@ -245,7 +273,7 @@ def _learn(coarse: Sequence[Observation], fine: Sequence[Observation], cube: Cub
     white = np.sqrt(np.maximum(total - lasting, 0.0))
     return Learned(
         first.sensor, widen, shift, scale[:, None] * turn, scale * bias, scale * offset, scale * white, scale * np.sqrt(lasting),
-        days, len(pairs.coarse),
+        days, len(pairs.coarse), float(use.sum()),
     )
 
 

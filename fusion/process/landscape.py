@@ -1,8 +1,13 @@
-"""What the fine images say of the ground's arrangement: soft land-cover classes and segments, no land-cover map needed."""
+"""What the fine images say of the ground's arrangement: soft land-cover classes and segments, no land-cover map needed.
+
+A `Cover` is learned once, from whole images or from patches of them sampled all over an area, and turns any images of the same planes
+into classes and segments, so that two windows that share a pixel see the same ground in it.
+"""
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,46 +19,105 @@ PARTS = 8
 """principal components that the landscape is read from"""
 
 
-def features(stack: Planes) -> NDArray[np.float64]:
-    """(F, Y, X) half-whitened principal components of a stack of images, F <= PARTS.
+@dataclass(frozen=True, eq=False)
+class Cover:
+    """How N image planes become features, classes and segments."""
 
-    stack: (N, Y, X) reflectance of every look and band, NaN = missing (taken as the image's mean; components of pixels that few
-    images saw are scaled up to what they would be). Each component is divided by the root of its sd, so that weak
-    contrasts count but noise does not.
-    """
-    count, *shape = stack.shape
-    flat = stack.reshape(count, -1).astype(np.float64)
-    seen = np.isfinite(flat)
-    total = np.maximum(seen.sum(1), 1)
-    flat = np.where(seen, flat, 0.0)
-    flat = np.where(seen, flat - (flat.sum(1) / total)[:, None], 0.0)
-    keep = seen.mean(1) > 0.05
-    if not keep.any() or not (np.abs(flat[keep]) > 1e-6).any():
-        return np.zeros((1, *shape))
-    flat, seen = flat[keep], seen[keep]
-    flat = flat / np.maximum(seen.mean(0), 0.2)
-    values, vectors = np.linalg.eigh(flat @ flat.T / flat.shape[1])
-    order = np.argsort(values)[::-1][:PARTS]
-    order = order[values[order] > 1e-6 * values.max()]
-    scores = vectors[:, order].T @ flat
-    return (scores / values[order][:, None] ** 0.25).reshape(-1, *shape)
+    mean: NDArray[np.float64]
+    """(N,) of each plane, where it was seen"""
+    loadings: NDArray[np.float64]
+    """(F, N) features per plane, F <= PARTS; 0 for planes that count for nothing"""
+    centres: NDArray[np.float64]
+    """(C, F) of the classes among features; C = 0 or 1 where there is nothing to tell apart"""
+    width: float
+    """squared distance between features over which memberships fade"""
+    slope: float
+    """mean length of the features' gradient, per pixel"""
+
+    @classmethod
+    def learn(cls, patches: Planes, *, count: int = 64, seed: int = 0) -> Cover:
+        """From patches (N, Q, h, w) of the planes, NaN = missing; Q = 1: a whole image.
+
+        Features are half-whitened principal components: each is divided by the root of its sd, so that weak contrasts count but noise
+        does not. Classes are k-means centres of the features, their width the median squared distance between neighbouring
+        centres. Deterministic by seed.
+        """
+        planes, number, *shape = patches.shape
+        flat = patches.reshape(planes, -1).astype(np.float64)
+        seen = np.isfinite(flat)
+        flat = np.where(seen, flat, 0.0)
+        mean = flat.sum(1) / np.maximum(seen.sum(1), 1)
+        keep = seen.mean(1) > 0.05
+        flat = np.where(seen, flat - mean[:, None], 0.0)
+        loadings = np.zeros((1, planes))
+        if keep.any() and (np.abs(flat[keep]) > 1e-6).any():
+            flat = flat[keep] / np.maximum(seen[keep].mean(0), 0.2)
+            values, vectors = np.linalg.eigh(flat @ flat.T / flat.shape[1])
+            order = np.argsort(values)[::-1][:PARTS]
+            order = order[values[order] > 1e-6 * values.max()]
+            loadings = np.zeros((len(order), planes))
+            loadings[:, keep] = vectors[:, order].T / values[order][:, None] ** 0.25
+        bare = cls(mean, loadings, np.zeros((0, len(loadings))), 1.0, 1.0)
+        found = bare.features(patches.reshape(planes, number * shape[0], shape[1])).reshape(-1, number, *shape)
+        inner = _slope(found)[:, 1:-1, 1:-1] if number > 1 and min(shape) > 2 else _slope(found)
+        return cls(mean, loadings, *_centres(found.reshape(len(found), -1).T, count, seed), max(float(inner.mean()), 1e-12))
+
+    def features(self, stack: Planes) -> NDArray[np.float64]:
+        """(F, Y, X) of a stack (N, Y, X) of the planes, NaN = missing.
+
+        A missing value is the plane's mean; features of pixels that few planes saw are scaled up to what they would be.
+        """
+        count, *shape = stack.shape
+        used = np.abs(self.loadings).max(0) > 0
+        if not used.any():
+            return np.zeros((1, *shape))
+        flat = stack.reshape(count, -1)[used].astype(np.float64)
+        seen = np.isfinite(flat)
+        flat = np.where(seen, flat - self.mean[used][:, None], 0.0) / np.maximum(seen.mean(0), 0.2)
+        return (self.loadings[:, used] @ flat).reshape(-1, *shape)
+
+    def classes(self, stack: Planes, count: int = 64) -> NDArray[np.float32]:
+        """(C, Y, X) soft memberships, sum of squares 1 at every pixel: Gaussians around the centres; classes beyond them are zero."""
+        found = self.features(stack)
+        points = found.reshape(len(found), -1).T
+        out = np.zeros((count, points.shape[0]), dtype=np.float32)
+        if len(self.centres) < 2:
+            out[0] = 1.0
+            return out.reshape(count, *found.shape[1:])
+        squared = (points**2).sum(1)[None] + (self.centres**2).sum(1)[:, None] - 2 * self.centres @ points.T
+        weight = np.exp(-0.5 * (squared - squared.min(0)) / self.width)
+        out[: len(self.centres)] = weight / np.sqrt((weight**2).sum(0))
+        return out.reshape(count, *found.shape[1:])
+
+    def segments(self, stack: Planes, size: int = 8, origin: tuple[int, int] = (0, 0)) -> NDArray[np.int32]:
+        """(Y, X) labels of compact segments of about size x size pixels whose borders follow the edges of the images.
+
+        A compact watershed (Neubert & Protzel 2014) of the gradient, flooded from a lattice fixed in the GLOBAL grid, so that
+        overlapping tiles find nearly the same segments.  origin: global (row, column) of the first pixel.
+        """
+        slope = _slope(self.features(stack)[:, None])[0] / self.slope
+        rows, cols = (np.arange(n) + o for n, o in zip(slope.shape, origin, strict=True))
+        seed = ((rows % size) == size // 2)[:, None] & ((cols % size) == size // 2)[None, :]
+        if not seed.any():
+            return np.zeros(slope.shape, np.int32)
+        markers = np.zeros(slope.shape, np.int32)
+        markers[seed] = 1 + np.arange(int(seed.sum()))
+        return np.asarray(watershed(slope, markers, compactness=1.0 / size) - 1, dtype=np.int32)
 
 
-def soft_classes(stack: Planes, *, count: int = 64, seed: int = 0) -> NDArray[np.float32]:
-    """(C, Y, X) soft memberships, sum of squares 1 at every pixel: Gaussians around k-means centres of the `features`.
+def _slope(found: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(Q, h, w) length of the gradient of features (F, Q, h, w)."""
+    if min(found.shape[2:]) < 2:
+        return np.zeros(found.shape[1:])
+    return np.asarray(np.sqrt(sum(g**2 for f in found for g in np.gradient(f, axis=(1, 2)))))
 
-    Their width is the median distance between neighbouring centres. Deterministic by seed.  C = count, classes without a pixel are zero.
-    """
-    found = features(stack)
-    shape = found.shape[1:]
-    points = found.reshape(len(found), -1).T
-    out = np.zeros((count, points.shape[0]), dtype=np.float32)
+
+def _centres(points: NDArray[np.float64], count: int, seed: int) -> tuple[NDArray[np.float64], float]:
+    """((C, F) k-means centres of points (P, F) in a fixed order, the median squared distance between neighbours)."""
     rng = np.random.default_rng(seed)
-    unique = np.unique(points.round(9), axis=0)
-    wanted = min(count, len(unique))
+    wanted = min(count, len(np.unique(points.round(9), axis=0)))
     if wanted < 2:
-        out[0] = 1.0
-        return out.reshape(count, *shape)
+        return np.zeros((0, points.shape[1])), 1.0
     sample = points[rng.choice(len(points), min(len(points), 4096), replace=False)]
     start = sample[rng.choice(len(sample), min(wanted, len(sample)), replace=False)]
     with warnings.catch_warnings():
@@ -61,26 +125,14 @@ def soft_classes(stack: Planes, *, count: int = 64, seed: int = 0) -> NDArray[np
         centres, _ = kmeans2(sample, start, iter=12, minit="matrix", missing="warn") if len(start) > 1 else (start, None)
     centres = centres[np.lexsort(centres.T[::-1])]
     apart = ((centres[:, None] - centres[None]) ** 2).sum(-1)
-    width = max(float(np.median(np.sort(apart, axis=1)[:, 1])), 1e-12)
-    squared = ((points**2).sum(1)[None] + (centres**2).sum(1)[:, None] - 2 * centres @ points.T) / width
-    weight = np.exp(-0.5 * (squared - squared.min(0)))
-    out[: len(centres)] = weight / np.sqrt((weight**2).sum(0))
-    return out.reshape(count, *shape)
+    return centres, max(float(np.median(np.sort(apart, axis=1)[:, 1])), 1e-12)
+
+
+def soft_classes(stack: Planes, *, count: int = 64, seed: int = 0) -> NDArray[np.float32]:
+    """(C, Y, X) the memberships of a stack (N, Y, X) by what is learned from itself; C = count."""
+    return Cover.learn(stack[:, None], count=count, seed=seed).classes(stack, count)
 
 
 def segments(stack: Planes, size: int = 8, origin: tuple[int, int] = (0, 0)) -> NDArray[np.int32]:
-    """(Y, X) labels of compact segments of about size x size pixels whose borders follow the edges of the images.
-
-    A compact watershed (Neubert & Protzel 2014) of the gradient, flooded from a lattice fixed in the GLOBAL grid, so that
-    overlapping tiles find nearly the same segments.  origin: global (row, column) of the first pixel.
-    """
-    found = features(stack)
-    slope = np.sqrt(sum(g**2 for f in found for g in np.gradient(f))) if min(found.shape[1:]) > 1 else np.zeros(found.shape[1:])
-    slope = slope / max(float(slope.mean()), 1e-12)
-    rows, cols = (np.arange(n) + o for n, o in zip(slope.shape, origin, strict=True))
-    seed = ((rows % size) == size // 2)[:, None] & ((cols % size) == size // 2)[None, :]
-    if not seed.any():
-        return np.zeros(slope.shape, np.int32)
-    markers = np.zeros(slope.shape, np.int32)
-    markers[seed] = 1 + np.arange(int(seed.sum()))
-    return np.asarray(watershed(slope, markers, compactness=1.0 / size) - 1, dtype=np.int32)
+    """(Y, X) the segments of a stack (N, Y, X) by what is learned from itself."""
+    return Cover.learn(stack[:, None], count=1).segments(stack, size, origin)

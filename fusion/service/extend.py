@@ -2,7 +2,8 @@
 
 The old cube is read and never touched: it stays readable until the new one is complete, and afterwards. What is done per tile:
 
-- area only: a tile of the old cube is copied bit by bit; tiles that are new, or that the old area cut, are fused;
+- area only: a tile of the old cube is copied bit by bit; tiles that are new, or that the old area cut, are fused with the landscape that
+  the old ones had, and blended with each other, not with what is copied;
 - later dates: every tile is fitted again over all its times, because what a tile learns of its ground (classes, covariance between
   dates) it learns from all of them; or, where `overlap` days are given, continued in time (`fusion.service.continued`): times
   further back than that from the first new date are kept, and a tile whose two fits differ at the join by more than `tolerance`
@@ -37,7 +38,7 @@ from fusion.service.policy import interval
 from fusion.service.progress import Summary
 from fusion.service.run import fuse, versions
 from fusion.service.store import CubeStore
-from fusion.service.tile import Fit
+from fusion.service.tile import LANDSCAPE, Fit
 
 log = logging.getLogger("fusion")
 
@@ -88,7 +89,7 @@ def prepare(
     row, col = old.provenance.get("anchor", (0, 0))
     core = job.tiles.core
     provenance = {
-        "versions": versions(), "seed": job.engine.seed, "notes": made.notes[:1000], "halo": made.halo, "blend": made.blend,
+        "versions": versions(), "seed": job.engine.seed, "notes": made.notes[:1000], **made.meeting,
         "anchor": [row - offset[0] * core, col - offset[1] * core],
         "extends": {
             "url": old.url, "fingerprint": old.about["fingerprint"], "offset": list(offset), "times": times, "window": window,
@@ -100,6 +101,8 @@ def prepare(
     )
     if (shared := old.objects.get("status/population.json")) is not None:
         store.objects.put("status/population.json", shared)
+    if times == len(cube.calendar) and (known := old.objects.get_bytes(LANDSCAPE)) is not None:
+        store.objects.put_bytes(LANDSCAPE, known)
     return store
 
 

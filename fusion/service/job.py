@@ -1,8 +1,7 @@
 """The job: what to fuse, where it comes from, where it goes; one TOML file or the same as Python objects.
 
 Every key has a default but the area, the period, the sensors and the output. A key that is not known is an error with the nearest
-known one. What decides the values of the cube (area, grid, period, sensors, spectrum, engine, tiles, draws) enters the job's
-fingerprint; what only decides how it is computed (cluster, retries) does not, so that a cube may be resumed on another machine.
+known one. What decides the cube's values (all but name, store and cluster) enters the job's fingerprint, so that another machine may resume it.
 """
 
 from __future__ import annotations
@@ -132,7 +131,8 @@ class Engine(Record):
 
     name: Literal["gaussian", "variational", "mcmc"] = "variational"
     seed: int = Field(default=0, ge=0)
-    pool: int = Field(default=0, ge=0, description="tiles sampled first to learn what all tiles share; 0 = each by itself")
+    landscape: int = Field(default=9, ge=0, le=1000, description="tiles surveyed first for classes, dates and sensors; 0 = each by itself")
+    pool: int = Field(default=0, ge=0, description="tiles fitted first to learn what all tiles share; 0 = each by itself")
     settings: dict[str, Any] = Field(default_factory=dict, description="passed on to the engine by name")
 
     @model_validator(mode="after")
@@ -236,8 +236,8 @@ class Job(Record):
         """SHA-256 over what decides the cube's values; equal jobs have equal fingerprints on every machine."""
         document = self.document()
         values = {k: document[k] for k in ("sensors", "spectrum", "engine", "tiles")}
-        values["tiles"] = {k: v for k, v in document["tiles"].items() if v is not None or k != "blend"}  # as before there was one
-        values["spectrum"] = {k: v for k, v in document["spectrum"].items() if v or k != "flights"}
+        for part, key, default in (("spectrum", "flights", False), ("tiles", "blend", None), ("engine", "landscape", 9)):
+            values[part] = {k: v for k, v in document[part].items() if k != key or v != default}  # so that older cubes are known
         values["period"] = {k: v for k, v in document["period"].items() if v is not None}
         values |= {"grid": self.grid().to_attrs(), "times": self.calendar().to_attrs(), "draws": self.output.draws}
         text = json.dumps(values, sort_keys=True)

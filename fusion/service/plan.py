@@ -163,6 +163,11 @@ class Plan:
         return layout_of(self.job, self.cube)
 
     @property
+    def meeting(self) -> dict[str, int]:
+        """What makes tiles agree where they meet, as a store remembers it: halo and blend in pixels, and how many tiles are surveyed."""
+        return {"halo": self.halo, "blend": self.blend, "landscape": min(self.job.engine.landscape, self.tiles) if self.tiles > 1 else 0}
+
+    @property
     def fits(self) -> bool:
         """Whether the projected memory fits a worker, as far as its limit is known."""
         return self.peak_bytes <= (self.workers.memory or math.inf)

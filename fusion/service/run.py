@@ -31,7 +31,7 @@ from fusion.service.objects import normal_url
 from fusion.service.plan import Plan, make_plan
 from fusion.service.progress import Show, Summary, shown
 from fusion.service.store import CubeStore
-from fusion.service.tile import Fit, fuse_tile, pilot_tile
+from fusion.service.tile import LANDSCAPE, SURVEYS, Fit, fuse_tile, learn_tiles, pilot_tile, survey_tile
 from fusion.service.weave import Each, Index, Weave
 
 log = logging.getLogger("fusion")
@@ -83,7 +83,7 @@ def prepare(job: Job) -> CubeStore:
         made = replace(made, cube=cube, notes=made.notes + told)
     for note in made.notes:
         log.warning("%s", note)
-    provenance = {"versions": versions(), "seed": job.engine.seed, "notes": made.notes[:1000], "halo": made.halo, "blend": made.blend}
+    provenance = {"versions": versions(), "seed": job.engine.seed, "notes": made.notes[:1000], **made.meeting}
     return CubeStore.create(
         url, made.layout, job=job.document(), fingerprint=job.fingerprint, items=made.found.items, provenance=provenance
     )
@@ -122,6 +122,8 @@ def _fuse_rest(
 ) -> None:
     """Fuses what is not done; Ctrl-C ends it in order."""
     try:
+        if store.provenance.get("landscape"):
+            learn_landscape(client, store, job, options)
         if job.engine.pool:
             learn_population(client, store, job, options)
         task = continue_tile if before_of(store) else fuse_tile
@@ -141,6 +143,28 @@ def _settled(store: CubeStore) -> None:
     except StoreError as error:
         log.error("%s", error)
         raise
+
+
+def learn_landscape(client: Client, store: CubeStore, job: Job, options: dict[str, Any]) -> None:
+    """A sample of tiles, spread evenly, is read; what they show of the ground together is kept for all tiles to be fitted with."""
+    if store.objects.get_bytes(LANDSCAPE) is not None:
+        return
+    sample = evenly(store.layout.tiles, int(store.provenance["landscape"]))
+    log.info("learning the landscape from %d of %d tiles", len(sample), math.prod(store.layout.tiles))
+    quiet = Summary(store.url, len(sample))
+    Drive(client, store, job, quiet, lambda _: None, options, Each(survey_tile, iter(sample))).finish()
+    count = client.submit(learn_tiles, store.url, store.about["fingerprint"], sample, pure=False, retries=job.cluster.retries).result()
+    if not count:
+        log.warning("no surveyed tile has data: each tile learns its own landscape; survey more (engine.landscape)")
+    store.objects.delete_folder(SURVEYS)
+
+
+def evenly(tiles: Index, count: int) -> list[Index]:
+    """At most `count` tiles in rows and columns that are as far apart as possible."""
+    down, across = tiles
+    rows = max(1, min(down, count, round(math.sqrt(count * down / across))))
+    cols = max(1, min(across, count // rows))
+    return [(int((i + 0.5) * down / rows), int((j + 0.5) * across / cols)) for i in range(rows) for j in range(cols)]
 
 
 def learn_population(client: Client, store: CubeStore, job: Job, options: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from fusion.service.store import CubeStore
 Fit = Callable[..., Any]
 """(observations, cube, *, engine, draws, seed, origin, ...) -> Posterior; the default is `fusion.infer.fit`"""
 
+LANDSCAPE, SURVEYS = "status/landscape.npz", "status/surveys"
 TILES = prometheus_client.Counter("fusion_tiles", "Tiles fused by this worker", ["status"])
 SECONDS = prometheus_client.Histogram(
     "fusion_tile_seconds", "Wall time of a tile", ["part"], buckets=(1, 2, 5, 10, 20, 60, 300, 1800)
@@ -73,6 +74,55 @@ def region(url: str, fingerprint: str) -> Any:
 
     told = desk(url, fingerprint).store.objects.get("status/population.json")
     return None if told is None else population(told)
+
+
+@lru_cache(maxsize=4)
+def _landscape(url: str, fingerprint: str) -> Any:
+    from fusion.infer.landscape import Landscape
+
+    arrays = desk(url, fingerprint).store.objects.get_arrays(LANDSCAPE)
+    if arrays is None:
+        raise LookupError(LANDSCAPE)  # not kept in the cache: it may be learned later
+    return Landscape.from_arrays(arrays) if "told" in arrays else None
+
+
+def landscape_of(store: CubeStore) -> Any:
+    """The landscape that all tiles of a cube are fitted with (`fusion.infer.landscape`); None where each learns its own."""
+    if not store.provenance.get("landscape"):
+        return None
+    try:
+        return _landscape(store.url, store.about["fingerprint"])
+    except LookupError:
+        return None
+
+
+def survey_tile(url: str, fingerprint: str, index: tuple[int, int], *, fit: Fit | None = None, read_retries: int = 3) -> dict[str, Any]:
+    """Reads one tile of the sample from which the landscape is learned, and keeps its survey."""
+    from fusion.infer.landscape import survey
+
+    at = desk(url, fingerprint)
+    key = f"{SURVEYS}/{index[0]}.{index[1]}.npz"
+    if at.store.objects.get_arrays(key) is None:
+        tile = at.tile(index)
+        cube = Cube(tile.grid, at.store.cube.calendar, at.store.cube.basis)
+        observations, _ = look(at.coverage.of(tile), tile, cube, read_retries)
+        calibrate = bool(at.job.engine.settings.get("calibrate", True))
+        found = survey(observations, cube, calibrate=calibrate, seed=at.job.engine.seed, origin=at.origin(tile))
+        at.store.objects.put_arrays(key, found.to_arrays())
+    return {"tile": index, "status": "OK"}
+
+
+def learn_tiles(url: str, fingerprint: str, sample: Sequence[tuple[int, int]]) -> int:
+    """Learns the landscape from the surveys of a sample and keeps it; returns from how many.  Surveys that are missing are left out."""
+    from fusion.infer.landscape import Survey, learn
+
+    at = desk(url, fingerprint)
+    found = [at.store.objects.get_arrays(f"{SURVEYS}/{row}.{col}.npz") for row, col in sorted(sample)]
+    surveys = [s for s in (Survey.from_arrays(arrays) for arrays in found if arrays is not None) if s.sights]
+    classes = {"classes": int(at.job.engine.settings["classes"])} if "classes" in at.job.engine.settings else {}
+    made = learn(surveys, at.store.cube, **classes).to_arrays() if surveys else {"nothing": np.zeros(0)}
+    at.store.objects.put_arrays(LANDSCAPE, made)
+    return len(surveys)
 
 
 def fuse_tile(
@@ -169,10 +219,12 @@ def fused(
     began = time.perf_counter()
     observations, record = look(at.coverage.of(tile) if items is None else items, tile, cube, read_retries)
     SECONDS.labels("read").observe(time.perf_counter() - began)
-    prior = prior if shared is None else shared.prior(f"{tile.index[0]}.{tile.index[1]}")
+    known = {"prior": prior if shared is None else shared.prior(f"{tile.index[0]}.{tile.index[1]}")}
+    if (landscape := landscape_of(at.store)) is not None:
+        known["landscape"] = landscape.since(len(at.store.cube.calendar) - len(cube.calendar))
     posterior = (fit or _engines())(
         observations, cube, engine=engine.name, draws=at.job.output.draws, seed=engine.seed, origin=at.origin(tile),
-        **engine.settings, **({} if prior is None else {"prior": prior}),
+        **engine.settings, **{name: value for name, value in known.items() if value is not None},
     )
     core = (..., *tile.core)
     if not (np.isfinite(posterior.mean[core]).all() and np.isfinite(posterior.sd[core]).all()):

@@ -197,6 +197,39 @@ def test_a_sample_of_tiles_tells_all_tiles_what_they_share(catalog: Path, tmp_pa
         assert sd < 1
 
 
+def seeing_fit(observations: Any, cube: Cube, *, landscape: Any = None, **given: Any) -> Any:
+    """`quick_fit` that says in its message which landscape it was given."""
+    made = quick_fit(observations, cube, **given)
+    made.message = "none" if landscape is None else f"{len(landscape.keys)} {float(np.abs(landscape.cover.centres).sum()):.9f}"
+    return made
+
+
+def test_all_tiles_are_fitted_with_one_landscape(catalog: Path, tmp_path: Path, workers: LocalCluster) -> None:
+    job = small_job(catalog, tmp_path / "cube.zarr", cluster=on(workers), engine={"landscape": 4})
+    assert running.run(job, fit=seeing_fit, progress="none").left == 0
+    store = CubeStore.open(job.output.store)
+    messages = {r["message"] for r in store.records().values()}
+    assert len(messages) == 1
+    assert messages.pop().startswith("14 ")  # two scenes of seven bands
+    assert store.objects.names("status/surveys") == []
+    kept = store.objects.get_bytes("status/landscape.npz")
+    # a tile that is fused later gets the same one, although the surveys are gone
+    store.forget((0, 0))
+    assert running.resume(store.url, scheduler=workers.scheduler_address, fit=seeing_fit, progress="none").done == 1
+    assert store.objects.get_bytes("status/landscape.npz") == kept
+    assert len({r["message"] for r in store.records().values()}) == 1
+
+
+def test_the_surveyed_tiles_are_spread_evenly() -> None:
+    assert running.evenly((1, 1), 9) == [(0, 0)]
+    assert running.evenly((9, 9), 9) == [(i, j) for i in (1, 4, 7) for j in (1, 4, 7)]
+    assert running.evenly((1, 20), 4) == [(0, 2), (0, 7), (0, 12), (0, 17)]
+    for tiles in ((3, 50), (2, 2), (40, 7)):
+        chosen = running.evenly(tiles, 9)
+        assert len(set(chosen)) == len(chosen) <= 9
+        assert set(chosen) <= set(np.ndindex(*tiles))
+
+
 STOPPED = """
 import signal
 import sys

@@ -72,6 +72,7 @@ def job_document(catalog: Path | str, store: Path | str, **changes: Any) -> dict
     return {
         "area": {"bbox": list(BBOX)}, "target": {"align": 15.0}, "period": {"start": "2024-05-01", "end": "2024-05-25"},
         "sensors": [{"name": "landsat-8", "catalog": str(catalog)}], "spectrum": {"rank": 2}, "tiles": {"core": 32, "halo": 4},
+        "engine": {"landscape": 0},
         "output": {"store": str(store), "draws": 2}, "cluster": {"workers": 2, "memory": "4GiB", "retries": 1, "read_retries": 1},
     } | changes
 

@@ -1,0 +1,298 @@
+"""What tiles of one area learn together, so that they see the same ground where they meet.
+
+Before anything is fitted, the observations tell how the ground is arranged (features, classes, segments: `fusion.process.landscape`), how
+places change together in time (E), which components the finest sensor tells apart (the mixing M), how wide a coarse cell is, and what coarse
+sensors get wrong (`fusion.infer.empirical`). A tile that learns these alone speaks another language than its neighbour: components,
+classes and covariances differ at their border. So a sample of tiles is surveyed, the surveys are learned from together, and
+every tile is posed with the result. A tile by itself is a survey of one: the same code, on all its pixels.
+
+Images are known by (sensor, band, latent time), not by scene, so that tiles that no common scene covers have planes in common.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from fusion.cube.cube import Cube
+from fusion.infer.empirical import Learned, calibrated, pooled
+from fusion.process import kernels
+from fusion.process.hierarchy import Hyper
+from fusion.process.landscape import Cover
+
+Array = NDArray[np.float64]
+Key = tuple[str, str, int]
+"""sensor, band, index of the latent time"""
+EDGE = 5
+"""pixels along a sampled patch: enough for a gradient inside it"""
+PATCHES = 64
+"""per surveyed tile, fewer if there are so many planes that a survey would have more than VALUES values"""
+VALUES = 2_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What one tile says of the ground."""
+
+    keys: tuple[Key, ...]
+    patches: NDArray[np.float32]
+    """(N, Q, h, w) of the planes named by keys, NaN = missing"""
+    series: Mapping[str, tuple[bool, int, Array, Array]]
+    """sensor -> (is it coarse, its looks, (J, T) series of places' deviations, (J, T) weights)"""
+    sights: Mapping[str, tuple[int, Array, Array]]
+    """sensor -> (its fine looks, (B,) one over its noise sd, (B, K) its colour)"""
+    cell: float | None
+    """pixels across a cell of the coarsest sensor, if there is a coarse one"""
+    learned: tuple[Learned, ...]
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Named arrays without objects; `from_arrays` reads them back."""
+        arrays: dict[str, NDArray[Any]] = {"patches": self.patches}
+        for name, (_, _, series, weight) in self.series.items():
+            arrays |= {f"series/{name}": series, f"weight/{name}": weight}
+        told = {
+            "keys": self.keys, "cell": self.cell, "learned": [_plain(one) for one in self.learned],
+            "series": {name: [coarse, looks] for name, (coarse, looks, _, _) in self.series.items()},
+            "sights": {name: [looks, sharp.tolist(), colour.tolist()] for name, (looks, sharp, colour) in self.sights.items()},
+        }
+        return arrays | {"told": _text(told)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Survey:
+        """The inverse of `to_arrays`."""
+        told = json.loads(arrays["told"].tobytes())
+        series = {n: (bool(c), int(k), arrays[f"series/{n}"], arrays[f"weight/{n}"]) for n, (c, k) in told["series"].items()}
+        sights = {n: (int(k), np.asarray(s, np.float64), np.asarray(c, np.float64)) for n, (k, s, c) in told["sights"].items()}
+        return cls(_keys(told["keys"]), arrays["patches"], series, sights, told["cell"], tuple(_learned(d) for d in told["learned"]))
+
+
+@dataclass(frozen=True, eq=False)
+class Landscape:
+    """What `pose` needs to know of the ground beyond one tile's own looks."""
+
+    keys: tuple[Key, ...]
+    cover: Cover
+    """of the planes named by keys"""
+    colour: Array
+    """(B, K) of the finest sensor in units of its noise; the identity where no sensor sees anything"""
+    spacing: float
+    """pixels between nodes of the smooth level"""
+    empirical: NDArray[np.float32] | None
+    """(T, T) temporal covariance of places' deviations from the mean of their tile; None where nothing tells it"""
+    learned: tuple[Learned, ...] = ()
+    """what is known of coarse rasters"""
+
+    def planes(self, keys: Sequence[Key], stack: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N, Y, X) a tile's images in the order of the landscape's keys; what the tile has not seen is NaN."""
+        if tuple(keys) == self.keys:
+            return stack
+        return _arranged(self.keys, keys, stack)
+
+    def since(self, first: int) -> Landscape:
+        """The same for the latent times from `first` on."""
+        if first == 0:
+            return self
+        kept = [i for i, key in enumerate(self.keys) if key[2] >= first]
+        cover = replace(self.cover, mean=self.cover.mean[kept], loadings=self.cover.loadings[:, kept])
+        keys = tuple((sensor, band, t - first) for sensor, band, t in (self.keys[i] for i in kept))
+        part = None if self.empirical is None else self.empirical[first:, first:]
+        return replace(self, keys=keys, cover=cover, empirical=None if part is None else part / np.mean(np.diag(part)))
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Named arrays without objects; `from_arrays` reads them back, to the bit."""
+        cover = {f"cover/{name}": np.asarray(value) for name, value in vars(self.cover).items()}
+        empirical = {} if self.empirical is None else {"empirical": self.empirical}
+        told = {"keys": self.keys, "spacing": self.spacing, "learned": [_plain(one) for one in self.learned]}
+        return {"colour": self.colour, **cover, **empirical, "told": _text(told)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Landscape:
+        """The inverse of `to_arrays`."""
+        told = json.loads(arrays["told"].tobytes())
+        part = {name: arrays[f"cover/{name}"] for name in ("mean", "loadings", "centres")}
+        cover = Cover(**part, width=float(arrays["cover/width"]), slope=float(arrays["cover/slope"]))
+        learned = tuple(_learned(d) for d in told["learned"])
+        return cls(_keys(told["keys"]), cover, arrays["colour"], float(told["spacing"]), arrays.get("empirical"), learned)
+
+
+def survey(observations: Sequence[Any], cube: Cube, *, calibrate: bool = True, seed: int = 0, origin: tuple[int, int] = (0, 0)) -> Survey:
+    """A tile's survey from patches of its images, drawn by seed and the global position of its first pixel."""
+    learned: tuple[Learned, ...] = ()
+    if calibrate:
+        observations, learned = calibrated(observations, cube)
+    useful, fine, coarse = parted(observations, cube)
+    keys, stack = images(fine, cube)
+    height, width = stack.shape[1:]
+    number = int(np.clip(VALUES // (len(keys) * EDGE**2), 8, PATCHES))
+    rng = np.random.default_rng([seed, *(o + 10**9 for o in origin)])
+    tall, wide = min(EDGE, height), min(EDGE, width)
+    rows, cols = (rng.integers(0, n - e + 1, number) for n, e in ((height, tall), (width, wide)))
+    patches = np.stack([stack[:, r : r + tall, c : c + wide] for r, c in zip(rows, cols, strict=True)], axis=1)
+    return surveyed(useful, fine, coarse, keys, patches, learned, cube)
+
+
+def surveyed(
+    useful: Sequence[Any], fine: Sequence[Any], coarse: Sequence[Any], keys: tuple[Key, ...], patches: NDArray[np.float32],
+    learned: tuple[Learned, ...], cube: Cube,
+) -> Survey:
+    """The survey of a tile whose observations are calibrated and parted, with patches (N, Q, h, w) of its images."""
+    sights = {}
+    for name in sorted({o.sensor for o in useful}):
+        first = next(o for o in useful if o.sensor == name)
+        sights[name] = sum(o.sensor == name for o in fine), _sharpness(first), np.asarray(first.layer.colour, np.float64)
+    told = coarse or fine
+    names = sorted({o.sensor for o in told}) if len(cube.calendar) > 1 else []
+    series = {n: (bool(coarse), sum(o.sensor == n for o in told), *_series([o for o in told if o.sensor == n], cube)) for n in names}
+    return Survey(keys, patches, series, sights, _cell(coarse, cube) if coarse else None, learned)
+
+
+def learn(surveys: Sequence[Survey], cube: Cube, *, classes: int = 64, seed: int = 0) -> Landscape:
+    """The landscape behind the surveys of tiles of one area, in whatever order they come.
+
+    cube: any tile's; its latent times and components count. classes: number of soft land-cover classes.
+    """
+    if len(surveys) == 1:
+        keys, patches = surveys[0].keys, surveys[0].patches
+    else:
+        edge = tuple(min(s.patches.shape[axis] for s in surveys) for axis in (2, 3))
+        keys = tuple(sorted({key for s in surveys for key in s.keys}))
+        cut = [_arranged(keys, s.keys, s.patches[..., : edge[0], : edge[1]]) for s in surveys]
+        patches = np.concatenate(sorted(cut, key=lambda p: p.tobytes()), axis=1)
+    cells = sorted(s.cell for s in surveys if s.cell is not None)
+    return Landscape(
+        keys, Cover.learn(patches, count=classes, seed=seed), _colour(surveys, cube), cells[len(cells) // 2] if cells else 16.0,
+        _empirical(surveys, cube),
+        pooled([one for s in surveys for one in s.learned]),
+    )
+
+
+def parted(observations: Sequence[Any], cube: Cube) -> tuple[list[Any], list[Any], list[Any]]:
+    """(all that say anything, the fine ones among them, the coarse ones)."""
+    useful = [o for o in observations if (np.asarray(o.precision) > 0).any() and np.asarray(o.layer.tau).any()]
+    fine = [o for o in useful if 3 * o.data.shape[1] * o.data.shape[2] > np.prod(cube.grid.shape)]
+    return useful, fine, [o for o in useful if not any(o is f for f in fine)]
+
+
+def images(fine: Sequence[Any], cube: Cube) -> tuple[tuple[Key, ...], NDArray[np.float32]]:
+    """(keys, (N, Y, X)) every fine sensor, band and latent time on the latent grid, NaN = missing; one empty image if there are none.
+
+    Looks of one sensor at one latent time are averaged by precision.
+    """
+    made: dict[Key, list[tuple[NDArray[np.float32], float]]] = {}
+    days = cube.calendar.days
+    for obs in fine:
+        precision = np.asarray(obs.precision)
+        both = np.concatenate([np.asarray(obs.data) * (precision > 0), (precision > 0).astype(np.float32)])
+        total, weight = np.split(np.asarray(obs.layer.footprint.adjoint(jnp.asarray(both, jnp.float32))), 2)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            planes = np.where(weight > 0.3 * max(float(weight.max()), 1e-6), total / weight, np.nan)
+        time = int(np.abs(days - cube.calendar.day_of(obs.when)).argmin())
+        for band, plane, sharp in zip(obs.bands, planes, _sharpness(obs), strict=True):
+            made.setdefault((str(obs.sensor), str(band), time), []).append((plane, sharp**2))
+    if not made:
+        return (("", "", 0),), np.full((1, *cube.grid.shape), np.nan, np.float32)
+    return tuple(made), np.stack([found[0][0] if len(found) == 1 else _averaged(found) for found in made.values()])
+
+
+def _averaged(found: Sequence[tuple[NDArray[np.float32], float]]) -> NDArray[np.float32]:
+    total = sum(np.where(np.isfinite(plane), plane, 0.0) * weight for plane, weight in found)
+    weights = sum(np.isfinite(plane) * weight for plane, weight in found)
+    return np.where(weights > 0, total / np.where(weights > 0, weights, 1.0), np.nan).astype(np.float32)
+
+
+def _arranged(wanted: Sequence[Key], keys: Sequence[Key], planes: NDArray[np.float32]) -> NDArray[np.float32]:
+    place = {key: i for i, key in enumerate(keys)}
+    out = np.full((len(wanted), *planes.shape[1:]), np.nan, np.float32)
+    for i, key in enumerate(wanted):
+        if key in place:
+            out[i] = planes[place[key]]
+    return out
+
+
+def _sharpness(obs: Any) -> Array:
+    """(B,) one over the median noise sd: canonical components are those that the sensor tells apart independently."""
+    seen = np.asarray(obs.precision) > 0
+    noise = 1 / np.where(seen, obs.precision, 1.0) + np.asarray(obs.residual_var)[:, None, None]
+    return np.array([1 / np.sqrt(max(float(np.median(n[s])), 1e-8)) if s.any() else 0.0 for n, s in zip(noise, seen, strict=True)])
+
+
+def _colour(surveys: Sequence[Survey], cube: Cube) -> Array:
+    """(B, K) H of the sensor with most fine looks over its noise: the median of the tiles that see it alike."""
+    count = {name: -sum(s.sights[name][0] for s in surveys if name in s.sights) for name in sorted({n for s in surveys for n in s.sights})}
+    if not count:
+        return np.eye(cube.basis.rank)
+    seen = [s.sights[min(count, key=lambda name: count[name])] for s in surveys if min(count, key=lambda name: count[name]) in s.sights]
+    colour = seen[0][2]
+    sharp = [sharp for _, sharp, other in seen if other.shape == colour.shape and np.allclose(other, colour)]
+    return np.median(sharp, axis=0)[:, None] * colour
+
+
+def _cell(coarse: Sequence[Any], cube: Cube) -> float:
+    """Pixels across a cell of the coarsest sensor, between 4 and the size of the tile."""
+    area = max(np.prod(cube.grid.shape) / max(int((np.asarray(o.layer.footprint.seen) > 0).sum()), 1) for o in coarse)
+    return float(np.clip(2 * round(float(np.sqrt(area)) / 2), 4, max(4, *cube.grid.shape)))
+
+
+def _series(looks: Sequence[Any], cube: Cube) -> tuple[Array, Array]:
+    """((J, T) deviations of blocks of one sensor's pixels from the mean of their look, unit rms per band, (J, T) 1 where seen)."""
+    days = cube.calendar.days
+    bands, high, wide = looks[0].data.shape
+    step = max(1, int(np.sqrt(high * wide) // 12))
+    series = np.zeros((len(days), bands, -(-high // step) * -(-wide // step)))
+    weight = np.zeros_like(series)
+    for obs in (o for o in looks if o.data.shape == (bands, high, wide)):
+        index = int(np.abs(days - cube.calendar.day_of(obs.when)).argmin())
+        seen = np.asarray(obs.precision) > 0
+        values, there = (_blocks(a, step) for a in (np.where(seen, obs.data, 0.0), seen.astype(float)))
+        mean = values.sum(-1) / np.maximum(there.sum(-1), 1)
+        series[index] += values - there * mean[:, None]
+        weight[index] += there
+    series = np.where(weight > 0, series / np.maximum(weight, 1e-9), 0.0)
+    spread = np.sqrt((series**2).sum((0, 2)) / np.maximum((weight > 0).sum((0, 2)), 1))
+    series = series / np.maximum(spread, 1e-9)[None, :, None]
+    return series.reshape(len(days), -1).T, (weight > 0).astype(float).reshape(len(days), -1).T
+
+
+def _blocks(planes: NDArray[np.floating], step: int) -> NDArray[np.floating]:
+    """(B, H, W) -> (B, blocks): sums over step x step blocks."""
+    rows, cols = (np.arange(0, n, step) for n in planes.shape[1:])
+    return np.add.reduceat(np.add.reduceat(planes, rows, axis=1), cols, axis=2).reshape(len(planes), -1)
+
+
+def _empirical(surveys: Sequence[Survey], cube: Cube) -> NDArray[np.float32] | None:
+    """(T, T) temporal covariance from the series of the coarse sensor with most looks (of the fine one, if there is none coarse)."""
+    told = [(name, *one) for s in surveys for name, one in s.series.items()]
+    told = [one for one in told if one[1]] or told
+    if not told:
+        return None
+    looks: dict[str, int] = {}
+    for name, _, count, _, _ in sorted(told, key=lambda one: one[0]):
+        looks[name] = looks.get(name, 0) + count
+    best = max(looks, key=lambda name: looks[name])
+    medians = Hyper.default(1, ())
+    anchor = np.asarray(kernels.mixture(cube.calendar.days, medians.shares[3], medians.length[3]), np.float64)
+    mine = [one for one in told if one[0] == best]
+    return kernels.empirical(np.concatenate([m[3] for m in mine]), np.concatenate([m[4] for m in mine]), anchor, strength=20.0)
+
+
+def _keys(rows: Sequence[Any]) -> tuple[Key, ...]:
+    return tuple((str(sensor), str(band), int(time)) for sensor, band, time in rows)
+
+
+def _plain(one: Learned) -> dict[str, Any]:
+    return {name: np.asarray(value).tolist() if isinstance(value, np.ndarray) else value for name, value in asdict(one).items()}
+
+
+def _learned(told: Mapping[str, Any]) -> Learned:
+    values: dict[str, Any] = {n: np.asarray(v, np.float64) if isinstance(v, list) else v for n, v in told.items()}
+    return Learned(**values | {"shift": (float(told["shift"][0]), float(told["shift"][1]))})
+
+
+def _text(value: Any) -> NDArray[np.uint8]:
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)

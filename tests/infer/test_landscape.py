@@ -1,0 +1,176 @@
+"""Landscapes: tiles that share one see the same ground; one tile by itself is the special case; nothing depends on the order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from affine import Affine
+from odc.geo.geobox import GeoBox
+
+from fusion.cube.calendar import Calendar
+from fusion.cube.cube import Cube
+from fusion.cube.grid import Grid
+from fusion.cube.spectrum import SpectralBasis
+from fusion.infer.empirical import Learned, pooled
+from fusion.infer.landscape import Landscape, Survey, images, learn, parted, survey, surveyed
+from fusion.infer.problem import pose
+from fusion.observe.footprint import footprint
+from fusion.observe.layer import Layer
+from fusion.observe.observation import Observation
+from fusion.observe.psf import PSF
+
+EDGE, HALO = 40, 8
+TIMES = 4
+BANDS = ("green", "red", "nir")
+
+
+def ground() -> np.ndarray:
+    """(T, B, 40, 64) smooth parcels that change, and noise: one field that both tiles look at."""
+    rng = np.random.default_rng(0)
+    rows, cols = np.mgrid[:EDGE, : 2 * EDGE - 2 * HALO]
+    parcel = (rows // 9 * 7 + cols // 11 * 3) % 5
+    level = rng.uniform(-0.1, 0.1, (TIMES, 3, 5))
+    return np.asarray(level[:, :, parcel] + 0.005 * rng.normal(size=(TIMES, 3, *rows.shape)))
+
+
+def tile(left: int, noise: float = 0.005) -> tuple[list[Observation], Cube, tuple[int, int]]:
+    """The looks of the 40 x 40 window whose first column is `left`, its cube and its origin."""
+    grid = Grid(GeoBox((EDGE, EDGE), Affine(30, 0, 500_000 + 30 * left, 0, -30, 4_400_000), "EPSG:32613"))
+    basis = SpectralBasis.of_bands([560.0, 660.0, 860.0], [0.08, 0.1, 0.3], 0.03**2 * np.eye(3) + 0.02**2)
+    cube = Cube(grid, Calendar.regular("2024-05-01", "2024-06-18", 16), basis)
+    psf = PSF("gaussian", 26.0)
+    foot = footprint(grid.geobox, psf, grid)
+    looks = [Observation(
+        "fine", f"look-{t}", BANDS, ground()[t][..., left : left + EDGE].astype(np.float32),
+        np.full((3, EDGE, EDGE), noise**-2, np.float32), Layer.of(foot, np.eye(3), basis.mean, np.eye(TIMES)[t]),
+        np.full(3, 0.005, np.float32), np.full(3, 0.01, np.float32), np.zeros(3, np.float32), 0.0, 10.0, cube.calendar.times[t],
+        grid.geobox, psf, None, simulated=True,
+    ) for t in range(TIMES)]
+    return looks, cube, (0, left)
+
+
+@pytest.fixture(scope="module")
+def two() -> list[tuple[list[Observation], Cube, tuple[int, int]]]:
+    """Two windows that overlap in 16 columns; the second has other noise."""
+    return [tile(0), tile(EDGE - 2 * HALO, noise=0.02)]
+
+
+def surveys(two: Any) -> list[Survey]:
+    return [survey(looks, cube, origin=origin) for looks, cube, origin in two]
+
+
+def equal(one: Any, other: Any) -> bool:
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_a_tile_by_itself_is_a_survey_of_one(two: Any) -> None:
+    looks, cube, origin = two[0]
+    useful, fine, coarse = parted(looks, cube)
+    keys, stack = images(fine, cube)
+    made = learn([surveyed(useful, fine, coarse, keys, stack[:, None], (), cube)], cube)
+    alone, given = pose(looks, cube, origin=origin), pose(looks, cube, origin=origin, landscape=made)
+    assert equal((alone.hierarchy, alone.series), (given.hierarchy, given.series))
+
+
+def test_tiles_with_one_landscape_see_the_same_ground(two: Any) -> None:
+    shared = learn(surveys(two), two[0][1])
+    found: dict[str, list[Any]] = {"alone": [], "together": []}
+    for looks, cube, origin in two:
+        found["alone"].append(pose(looks, cube, origin=origin).hierarchy)
+        found["together"].append(pose(looks, cube, origin=origin, landscape=shared).hierarchy)
+    for name in ("mixing", "temporal", "empirical"):
+        left, right = (np.asarray(getattr(h, name)) for h in found["together"])
+        np.testing.assert_array_equal(left, right)
+    assert not np.array_equal(*(np.asarray(h.empirical) for h in found["alone"]))
+    # inside the overlap, away from both windows' edges, every pixel has the same memberships
+    here, there = slice(EDGE - 2 * HALO + 3, EDGE - 3), slice(3, 2 * HALO - 3)
+    differ = {}
+    for name, (one, other) in found.items():
+        left, right = (np.asarray(h.spaces["class"].weight) for h in (one, other))
+        differ[name] = np.abs(left[..., here] - right[..., there]).max()
+    assert differ["together"] < 1e-4
+    assert differ["alone"] > 0.1
+    # and the same borders between segments
+    edges = [np.diff(np.asarray(h.spaces["object"].label), axis=1) != 0 for h in found["together"]]
+    inner = edges[0][3:-3, here.start + 2 : here.stop - 3] == edges[1][3:-3, there.start + 2 : there.stop - 3]
+    assert inner.mean() > 0.97
+
+
+def test_order_does_not_matter_and_files_bring_it_back(two: Any) -> None:
+    both = surveys(two)
+    one, other = learn(both, two[0][1]), learn(both[::-1], two[0][1])
+    again = Landscape.from_arrays(one.to_arrays())
+    for made in (other, again):
+        for name, value in one.to_arrays().items():
+            if name != "told":
+                np.testing.assert_array_equal(value, made.to_arrays()[name])
+        assert made.keys == one.keys
+    back = [Survey.from_arrays(s.to_arrays()) for s in both]
+    np.testing.assert_array_equal(learn(back, two[0][1]).cover.centres, one.cover.centres)
+    # all arrays are plain: nothing has to be unpickled
+    assert all(a.dtype.kind in "fiu" for a in (*one.to_arrays().values(), *both[0].to_arrays().values()))
+
+
+def test_a_survey_is_small_and_depends_on_the_place_alone(two: Any) -> None:
+    looks, cube, origin = two[0]
+    first, second = (survey(looks, cube, origin=origin) for _ in range(2))
+    np.testing.assert_array_equal(first.patches, second.patches)
+    assert not np.array_equal(first.patches, survey(looks, cube, origin=(7, 7)).patches)
+    assert first.patches.shape == (12, 64, 5, 5)
+    assert first.keys == tuple(("fine", band, t) for t in range(TIMES) for band in BANDS)
+
+
+def test_looks_of_one_latent_time_are_averaged_by_precision(two: Any) -> None:
+    looks, cube, _ = two[0]
+    sharper = replace(looks[1], data=looks[1].data + np.float32(0.03), precision=np.full_like(looks[1].precision, 4 * 0.005**-2), scene_id="twin")
+    keys, stack = images([*looks, sharper], cube)
+    assert keys == images(looks, cube)[0]
+    residual = float(looks[1].residual_var[0])
+    weights = 1 / (0.005**2 + residual), 1 / (0.005**2 / 4 + residual)
+    expected = (weights[0] * images(looks, cube)[1][3:6] + weights[1] * images([sharper], cube)[1]) / sum(weights)
+    np.testing.assert_allclose(stack[3:6], expected, atol=1e-5)
+
+
+def test_planes_that_a_tile_lacks_are_missing(two: Any) -> None:
+    shared = learn(surveys(two), two[0][1])
+    looks, cube, origin = two[0]
+    keys, stack = images(looks[1:], cube)
+    planes = shared.planes(keys, stack)
+    assert np.isnan(planes[[k[2] == 0 for k in shared.keys]]).all()
+    assert np.isfinite(planes[[k[2] > 0 for k in shared.keys]]).all()
+    assert np.isfinite(np.asarray(pose(looks[1:], cube, origin=origin, landscape=shared).hierarchy.spaces["class"].weight)).all()
+    nothing = pose([], cube, origin=origin, landscape=shared).hierarchy
+    np.testing.assert_array_equal(nothing.mixing, pose(looks, cube, origin=origin, landscape=shared).hierarchy.mixing)
+
+
+def test_a_landscape_of_later_times_is_a_part_of_it(two: Any) -> None:
+    looks, cube, origin = two[0]
+    shared = learn(surveys(two), cube)
+    later = Cube(cube.grid, Calendar(cube.calendar.times[2:]), cube.basis)
+    part = shared.since(2)
+    assert part.keys == tuple(("fine", band, t) for t in range(2) for band in sorted(BANDS)) or len(part.keys) == 6
+    assert part.empirical is not None
+    assert np.mean(np.diag(part.empirical)) == pytest.approx(1)
+    again = [replace(o, layer=Layer.of(o.layer.footprint, np.eye(3), cube.basis.mean, np.eye(2)[t])) for t, o in enumerate(looks[2:])]
+    assert pose(again, later, origin=origin, landscape=part).hierarchy.shape == (2, 3, EDGE, EDGE)
+
+
+def test_calibrations_are_pooled_by_clear_values() -> None:
+    rng = np.random.default_rng(1)
+    one, other = (
+        Learned("modis", widen, shift, np.linalg.qr(rng.normal(size=(2, 2)))[0], rng.normal(size=2), *np.ones((3, 2)), 9.0, 5, cells)
+        for widen, shift, cells in ((1.0, (0.0, 100.0), 300.0), (1.6, (40.0, -20.0), 100.0))
+    )
+    assert pooled([one]) == (one,)
+    (both,) = pooled([other, one])
+    assert both.widen == pytest.approx(np.exp(0.25 * np.log(1.6)))
+    assert both.shift == pytest.approx((10.0, 70.0))
+    bias = 0.75 * np.linalg.inv(one.rotation) @ one.bias + 0.25 * np.linalg.inv(other.rotation) @ other.bias
+    np.testing.assert_allclose(np.linalg.inv(both.rotation) @ both.bias, bias)
+    np.testing.assert_array_equal(both.rotation, one.rotation)
+    assert len(pooled([one, replace(other, sensor="viirs")])) == 2
