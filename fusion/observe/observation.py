@@ -24,6 +24,8 @@ from fusion.observe.spectral import Channels, reduce_channels
 
 INSIDE = 0.95
 """least share of a channel's response within the wavelengths of the basis"""
+COARSE = 3.0**0.5
+"""latent pixels across a native one from which a sensor counts as coarse"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +79,14 @@ class Observation:
 
 
 def looks(scene: Scene, sensor: Sensor, cube: Cube) -> tuple[Observation, ...]:
-    """The observations of a scene, one for each point-spread function among its bands (Sentinel-2 has three)."""
+    """The observations of a scene: one for each point-spread function among its bands (Sentinel-2 has three) and, where its pixels are
+    not coarse and have days of their own (MOD09A1), one for each day: so that every look has one weighting of the latent times, and
+    each overpass its own offset.
+    """
+    if isinstance(scene.when, PixelDay) and pixel_on(scene.geobox, cube.grid) < COARSE * cube.grid.resolution:
+        days = [day for day in _days(scene) if np.asarray(cube.calendar.weights(day.when)).any()]
+        if days:
+            return tuple(look for day in days for look in looks(day, sensor, cube))
     if not sensor.bands or scene.centres is not None:
         return (observe(scene, sensor, cube),)
     groups: dict[PSF, list[int]] = {}
@@ -139,6 +148,17 @@ def observe(scene: Scene, sensor: Sensor, cube: Cube) -> Observation:
         discrepancy_sd=sensor.discrepancy_sd, discrepancy_days=sensor.discrepancy_days, when=centre_of(scene.when),
         geobox=geobox, psf=psf, view=view, notes=scene.notes + notes, simulated=scene.simulated,
     )
+
+
+def _days(scene: Scene) -> list[Scene]:
+    """A composite's pixels of each day, as the look of one noon."""
+    assert isinstance(scene.when, PixelDay)
+    seen = np.where(np.isfinite(scene.reflectance).any(axis=0), scene.when.days, np.datetime64("NaT"))
+    out = []
+    for day in np.unique(seen[~np.isnat(seen)]):
+        values = np.where(seen == day, scene.reflectance, np.nan).astype(np.float32)
+        out.append(replace(scene, reflectance=values, when=Instant(day.astype("datetime64[us]") + np.timedelta64(12, "h"))))
+    return out
 
 
 def _band(sensor: Sensor, scene: Scene, name: str) -> Band:

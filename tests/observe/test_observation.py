@@ -171,6 +171,27 @@ def test_channels_reduce_without_losing_information() -> None:
     np.testing.assert_allclose(turned, direct, rtol=2e-2, atol=2e-2 * abs(direct).max())
 
 
+def test_a_composite_of_pixels_with_their_own_days_is_split_into_its_days() -> None:
+    """Every pixel is in one part, with the data, the precision and the prediction that it has in the whole; coarse composites stay whole."""
+    rng = np.random.default_rng(4)
+    box = raster(30.0)
+    days = (np.datetime64("2021-06-01") + rng.integers(0, 8, tuple(box.shape))).astype("datetime64[D]")
+    days[:3] = np.datetime64("NaT")
+    composite = scene(box, when=PixelDay(days))
+    whole, parts = observe(composite, sensor(), CUBE), looks(composite, sensor(), CUBE)
+    assert 2 <= len(parts) <= 8
+    assert {p.scene_id for p in parts} == {whole.scene_id}
+    field = rng.standard_normal(CUBE.shape).astype(np.float32)
+    told = np.asarray(whole.layer(field))
+    for name, expected in (("data", whole.data), ("precision", whole.precision), ("seen", np.where(whole.precision > 0, told, 0.0))):
+        values = [np.where(p.precision > 0, np.asarray(p.layer(field)), 0.0) if name == "seen" else getattr(p, name) for p in parts]
+        assert np.max([np.count_nonzero(v[0]) for v in values]) < np.count_nonzero(expected[0])
+        np.testing.assert_allclose(np.sum(values, axis=0), expected, rtol=1e-4, atol=1e-4)
+    cells = raster(120.0, size=8)
+    wide = scene(cells, when=PixelDay(np.resize(days[4:], tuple(cells.shape))))
+    assert len(looks(wide, sensor(pixel=120.0), CUBE)) == 1
+
+
 def test_what_all_pixels_share_is_never_averaged_away() -> None:
     """Gain errors and displacement enlarge the noise: N, T and S of the docstring, written out; their common part goes to the offset."""
     rng = np.random.default_rng(5)
