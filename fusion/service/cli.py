@@ -238,6 +238,7 @@ def validate(
         for by in (("sensor",), *TABLES):
             title = "hidden acquisitions" + (", simulated" if found.simulated else "")
             Console(width=max(out.width, 130)).print(render(found.values, by, title=title))
+        out.print("linear: the straight line in time, where there is a look on both sides; rmse_there: ours on those values", highlight=False)
         out.print(f"{len(found.tiles)} tiles, {found.values['scene'].nunique()} scenes, {len(found.values)} values")
         out.print(f"scores: {to}  picture: {found.write(to)}", markup=False, highlight=False, soft_wrap=True)
         for index, reason in found.failed.items():
