@@ -112,7 +112,7 @@ def calibrated(
         if known is None:
             learned = _learn(looks, fine, cube) if fine else None
         else:
-            learned = next((k for k in known if (k.sensor, len(k.bias)) == (looks[0].sensor, len(looks[0].bands))), None)
+            learned = next((k for k in known if (k.sensor, len(k.bias)) == (looks[0].sensor, len(looks[0].data))), None)
         if learned is not None:
             records.append(learned)
             days = [cube.calendar.day_of(observations[i].when) for i in members]

@@ -193,7 +193,7 @@ def images(fine: Sequence[Any], cube: Cube) -> tuple[tuple[Key, ...], NDArray[np
         with np.errstate(divide="ignore", invalid="ignore"):
             planes = np.where(weight > 0.3 * max(float(weight.max()), 1e-6), total / weight, np.nan)
         time = int(np.abs(days - cube.calendar.day_of(obs.when)).argmin())
-        for band, plane, sharp in zip(obs.bands, planes, _sharpness(obs), strict=True):
+        for band, plane, sharp in zip(getattr(obs, "bands", range(len(planes))), planes, _sharpness(obs), strict=True):
             made.setdefault((str(obs.sensor), str(band), time), []).append((plane, sharp**2))
     if not made:
         return (("", "", 0),), np.full((1, *cube.grid.shape), np.nan, np.float32)

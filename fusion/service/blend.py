@@ -41,7 +41,7 @@ FOLDER = "status/overlap"
 NAME = re.compile(r"^(\d{1,9})\.(\d{1,9})$")
 WIDEST = 16
 """pixels: a wider blend would not make the step at a border much smaller"""
-LEAST_HALO = 8
+LEAST_HALO = 12
 """pixels of halo that a job of several tiles has unless it says otherwise"""
 
 

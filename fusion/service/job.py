@@ -146,7 +146,7 @@ class Tiles(Record):
     """How the area is cut."""
 
     core: int = Field(default=128, ge=8, le=4096, description="pixels along a tile's edge")
-    halo: int | None = Field(default=None, ge=0, le=1024, description="pixels around it; default: half of the coarsest footprint, or 8")
+    halo: int | None = Field(default=None, ge=0, le=1024, description="pixels around it; default: half of the coarsest footprint, or 12")
     blend: int | None = Field(default=None, ge=0, le=1024, description="pixels of it in which neighbours are blended; 0 = none")
 
     @model_validator(mode="after")

@@ -98,7 +98,7 @@ def test_the_halo_holds_half_of_the_coarsest_footprint(catalog: Path) -> None:
     alone = small_job(catalog, "c.zarr", tiles={"core": 32})
     assert halo_of(job, job.grid()) * 30 >= 463.3
     assert halo_of(alone, alone.grid()) == LEAST_HALO
-    assert blend_of(alone, alone.grid()) == 6
+    assert blend_of(alone, alone.grid()) == 9
     one = small_job(catalog, "c.zarr")
     one = one.model_copy(update={"tiles": Tiles(core=128)})
     assert halo_of(one, one.grid()) <= 4
