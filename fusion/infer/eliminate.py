@@ -84,7 +84,7 @@ def transfer(looks: Looks) -> Array:
     return jnp.stack([jnp.minimum(w.sum() / (w / power).sum(), 1.0) for w in (edge, corner)])
 
 
-def _unsure(design: Array, lam: Array, blurred: Sequence[Array], weight: Array) -> list[Array]:
+def _unsure(design: Array, lam: Array, blurred: Sequence[Array], weight: Array) -> tuple[Array, ...]:
     """(K, R, R, Y, X) X_i - X_0 of each band: what blurred looks, of power `blurred` (N, K) for `lam`, leave open.
 
     A filter joins a pixel to the next row and column: the best seen of the four counts, and none where the filter would wrap around.
@@ -93,7 +93,7 @@ def _unsure(design: Array, lam: Array, blurred: Sequence[Array], weight: Array) 
         weight = jnp.maximum(weight, jnp.roll(weight, -1, axis))
     inside = jnp.ones(weight.shape[1:]).at[-1].set(0.0).at[:, -1].set(0.0)
     sharp = pixel_inverse(design, lam, weight)
-    return [(pixel_inverse(design, power, weight) - sharp) * inside for power in blurred]
+    return tuple((pixel_inverse(design, power, weight) - sharp) * inside for power in blurred)
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,9 +255,8 @@ def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper
     unknowns = normal.shape[1]
     schur = 0.5 * (normal + jnp.swapaxes(normal, 1, 2)) + 1.0001 * jnp.eye(unknowns)
     top = jax.lax.map(lambda a: invert_lower(jnp.linalg.cholesky(a)), schur)  # one by one: CPUs multiply batches slowly
-    finest = jnp.stack(blurred) if blurred else jnp.zeros((0, *inverse.shape))
     return Preconditioner(
-        inverse, finest, weight, lam, pixel, thing, scene, kind, place, info, object_inverse,
+        inverse, blurred, weight, lam, pixel, thing, scene, kind, place, info, object_inverse,
         jnp.moveaxis(root(jnp.moveaxis(object_inverse, (2, 3), (0, 1))), (0, 1), (2, 3)), kinds, places,
         objects, hierarchy.spaces["class"], hierarchy.spaces["place"], top,
     )

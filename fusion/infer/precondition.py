@@ -38,8 +38,8 @@ class Preconditioner:
 
     inverse: Array
     """(K, R, R, Y, X) pixel blocks X_0"""
-    blurred: Array
-    """(2, K, R, R, Y, X) X_i - X_0 of the bands that are high along one axis, and along both; (0, ...) where no look is blurred"""
+    blurred: tuple[Array, ...]
+    """(K, R, R, Y, X) X_i - X_0 of the bands that are high along one axis, and along both; () where there are no fine looks"""
     weight: Array
     """(N, Y, X) of all fine looks"""
     lam: Array
@@ -75,7 +75,7 @@ class Preconditioner:
 
     def _finest(self, right: Array) -> Array:
         """sum_i Phi_i^T (X_i - X_0) Phi_i of the pixels' right-hand side (K, R, Y, X)."""
-        if not len(self.blurred):
+        if not self.blurred:
             return jnp.zeros_like(right)
         edge, corner = self.blurred
         low, high = _haar(right, 2)
@@ -85,7 +85,7 @@ class Preconditioner:
     @property
     def variance(self) -> Array:
         """(K, R, R, Y, X) covariance of a pixel's own coefficients: the mean over the bands, a quarter of the spectrum each."""
-        return self.inverse + (0.5 * self.blurred[0] + 0.25 * self.blurred[1] if len(self.blurred) else 0.0)
+        return self.inverse + (0.5 * self.blurred[0] + 0.25 * self.blurred[1] if self.blurred else 0.0)
 
     def _to_looks(self, units: Array) -> Array:
         """Pixel coefficients (K, R, Y, X) -> weighted looks (K, N, Y, X)."""
@@ -118,15 +118,14 @@ class Preconditioner:
         own = r["pixel"].reshape(rank, -1, *space)
         pixels = self._pixels(own)
         looks = self._to_looks(pixels)
-        each = self.objects.gather(looks)
-        objects = r["object"] - jnp.einsum("knr,kno->kro", self.object, each)
+        objects = r["object"] - self.objects.gather(jnp.einsum("knr,knyx->kryx", self.object, looks))
         objects = jnp.einsum("koqr,kro->kqo", self.object_inverse, objects)
         pulled = jnp.einsum("konm,kmo->kno", self.info, jnp.einsum("knr,kro->kno", self.object, objects))
         steps = r["scene"].shape[1]
-        total = (each + pulled).sum(2)
+        total = looks.sum((2, 3)) + pulled.sum(2)
         scene = jnp.pad(r["scene"], ((0, 0), (0, self.scene.shape[2] - steps))) - jnp.einsum("knt,kn->kt", self.scene, total)
-        felt = self.classes.gather(looks) + pulled @ self.kinds.T
-        kind = r["class"] - jnp.einsum("knr,knc->krc", self.kind, felt)
+        kind = r["class"] - self.classes.gather(jnp.einsum("knr,knyx->kryx", self.kind, looks))
+        kind = kind - jnp.einsum("knr,kno->kro", self.kind, pulled) @ self.kinds.T
         place = r["place"] - self.nodes.gather(jnp.einsum("knr,knyx->kryx", self.place, looks))
         place = place - jnp.einsum("knr,kno->kro", self.place, pulled) @ self.places.T
         right = jnp.concatenate([scene, kind.reshape(rank, -1), place.reshape(rank, -1)], axis=1)

@@ -208,13 +208,20 @@ def _product(keep: Weights, rows: Weights, cols: Weights) -> NDArray[np.float64]
 
 
 def _correlate(planes: jax.Array, taps: jax.Array, offset: int, count: int, axis: int) -> jax.Array:
-    """out[h] = sum_j taps[j] planes[h + offset + j] along an axis, zero beyond its ends."""
+    """out[h] = sum_j taps[j] planes[h + offset + j] along an axis, zero beyond its ends.
+
+    A stack is done one after the other: a loop's results are kept, where open sums are computed again for each tap that uses them.
+    """
+    if planes.ndim > 2:
+        return jax.lax.map(lambda plane: _correlate(plane, taps, offset, count, axis), planes.reshape(-1, *planes.shape[-2:])).reshape(
+            *planes.shape[:-2], *(count if axis % 2 == i else planes.shape[i - 2] for i in range(2))
+        )
     size, last = planes.shape[axis], count + offset + len(taps) - 1
-    pad = [(0, 0)] * planes.ndim
+    pad = [(0, 0), (0, 0)]
     pad[axis] = (max(0, -offset), max(0, last - size))
     padded, start = jnp.pad(planes, pad), max(0, offset)
     return sum(  # type: ignore[return-value]
-        taps[j] * jax.lax.slice_in_dim(padded, start + j, start + j + count, axis=axis % planes.ndim) for j in range(len(taps))
+        taps[j] * jax.lax.slice_in_dim(padded, start + j, start + j + count, axis=axis % 2) for j in range(len(taps))
     )
 
 
