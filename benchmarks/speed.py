@@ -3,8 +3,9 @@
 128 x 128 pixels of 30 m and a halo of 16, 46 dates of 8 days, K = 8; 46 MODIS looks (7 bands, sinusoidal cells), 22 Landsat looks
 (6 bands, 45 % under block-shaped clouds), one imaging spectrometer on a patch; float32. Times are warm (compiled), best of --repeat.
 
-    python benchmarks/speed.py
-    python benchmarks/speed.py --size 48 --dates 12 --draws 0
+    python -m benchmarks.speed
+    python -m benchmarks.speed --size 48 --dates 12 --draws 0
+    python -m benchmarks.speed --peers --size 48 --dates 12     # and other people's solvers on the same posterior, with docs/figures/speed.png
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import resource
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +25,7 @@ import numpy as np
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
+from benchmarks.peers import solvers
 from fusion.cube.calendar import Calendar
 from fusion.cube.cube import Cube
 from fusion.cube.grid import Grid
@@ -87,7 +90,8 @@ def _observation(
 ) -> Any:
     layer = SimpleNamespace(footprint=fp, colour=colour, mean=mean, tau=tau.astype(np.float32))
     return SimpleNamespace(
-        sensor=name, scene_id=f"{name}-{i}", data=np.where(precision > 0, data, 0).astype(np.float32), layer=layer,
+        sensor=name, scene_id=f"{name}-{i}", bands=tuple(f"{b}" for b in range(len(mean))), layer=layer,
+        data=np.where(precision > 0, data, 0).astype(np.float32),
         precision=precision.astype(np.float32), residual_var=residual, when=when,
         offset_sd=np.full(len(mean), instrument.offset_sd), gain_sd=np.full(len(mean), instrument.gain_sd),
         discrepancy_sd=instrument.discrepancy_sd, discrepancy_days=instrument.discrepancy_days,
@@ -122,6 +126,7 @@ def measure(problem: Problem, draws: int, repeat: int) -> dict[str, Any]:
         "shape": problem.hierarchy.shape, "iterations": int(found.iterations), "error (posterior sd)": float(found.error),
         "peak memory (GB)": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, "load": os.getloadavg()[0],
         "seconds (first, warm wall, warm CPU)": {name: [round(v, 3) for v in row] for name, row in rows.items()},
+        "floor of one iteration": floor(system, found.white, rows["one product with Q"][2] + rows["one preconditioning"][2]),
         "core-microseconds per latent value": 1e6 * rows["mean + sd"][2] / float(np.prod(problem.hierarchy.shape)),
         "device": str(jax.devices()[0]),
     }
@@ -131,14 +136,140 @@ _product = jax.jit(lambda system, white: system(white))
 _precondition = jax.jit(lambda system, white: system.preconditioner.apply(white))
 
 
+def machine() -> tuple[float, float]:
+    """(bytes per CPU second of a copy, read and written; float32 multiply-adds per CPU second of a matrix product) of this machine, now."""
+    source, square = np.ones(2**25, np.float32), jnp.ones((1024, 1024))
+    target, product = np.zeros_like(source), jax.jit(lambda a: a @ a)
+    copied = timed(lambda: np.copyto(target, source), 8)[3]
+    return 2 * source.nbytes / copied, square.shape[0] ** 3 / timed(lambda: product(square), 8)[3]
+
+
+def traffic(system: gaussian.System, white: Any) -> tuple[float, float]:
+    """(bytes, multiply-adds) that one iteration of conjugate gradients cannot do without, from the shapes of its arrays.
+
+    Bytes: what the product and the preconditioner hold is read once, and of the five vectors x, r, p, Q p, M^-1 r each is read and written
+    once. Multiply-adds: footprints forward and back for every band and temporal function, the looks' sums over time, N^-1, the colouring of
+    every level forward and back, and in the preconditioner pixel blocks (two products, and three for the bands of a blur), the looks' channels
+    (in, out and in again), objects and the top.
+    """
+    hierarchy, m = system.hierarchy, system.preconditioner
+    _, rank, *shape = hierarchy.shape
+    pixels, functions = shape[0] * shape[1], hierarchy.temporal.shape[1]
+    held = [m, hierarchy.spaces, system.factors, *((s.footprint, s.colour, s.tau, n) for s, n in zip(system.series, system.noise, strict=True))]
+    distinct = {id(a): a.nbytes for a in jax.tree_util.tree_leaves(held)}
+    vectors = sum(v.nbytes for v in white.values())
+    work = 0.0
+    for looks, noise in zip(system.series, system.noise, strict=True):
+        count, bands, *seen = looks.data.shape
+        work += 2 * functions * (bands * looks.footprint.operations + rank * bands * pixels + count * bands * seen[0] * seen[1])
+        work += bands * seen[0] * seen[1] * count * (2 * count if noise.cell is not None else 3)
+    for name, root in system.factors.coefficient.items():
+        work += 2 * root.shape[1] ** 2 * rank * hierarchy.spaces[name].size
+    classes, nodes = m.kinds.shape[0], hierarchy.spaces["place"]
+    work += 4 * functions * rank * classes * pixels + 4 * functions * rank * nodes.cols.size * shape[0]
+    width, channels = m.inverse.shape[1], m.lam.shape[0]
+    work += (2 + 3 * (len(m.blurred) > 0)) * rank * width**2 * pixels + 3 * rank * channels * width * pixels
+    work += 3 * m.info.size + 2 * m.object_inverse.size + 2 * m.top.size
+    return sum(distinct.values()) + 10 * vectors, work
+
+
+def floor(system: gaussian.System, white: Any, seconds: float) -> dict[str, Any]:
+    """How near one iteration comes to what a core could do with the bytes and the multiply-adds that it needs.  seconds: of CPU."""
+    moved, work = traffic(system, white)
+    bandwidth, rate = machine()
+    least = max(moved / bandwidth, work / rate)
+    return {
+        "MB": round(moved / 1e6, 1), "million multiply-adds": round(work / 1e6, 1), "copy GB per CPU second": round(bandwidth / 1e9, 1),
+        "giga multiply-adds per CPU second": round(rate / 1e9, 1), "least CPU ms": round(1e3 * least, 2), "measured CPU ms": round(1e3 * seconds, 2),
+        "fraction": round(least / seconds, 2),
+    }
+
+
+def exact(problem: Problem) -> tuple[Any, float]:
+    """(mean of the field, left-over error in posterior sd): conjugate gradients in double precision."""
+    with jax.enable_x64(True):
+        wide = lambda tree: jax.tree.map(  # noqa: E731
+            lambda a: jnp.asarray(np.asarray(a), jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+        )
+        system = gaussian.prepare(wide(problem.hierarchy), wide(problem.series), wide(problem.hyper), None)
+        found = jax.jit(lambda s: gaussian.solve(s, s.explain([x.data for x in s.series]), 1e-6, 2000))(system)
+        return np.asarray(solvers.field(system, found.white)), float(found.error)
+
+
+def compare(problem: Problem, steps: int) -> dict[str, list[dict[str, float]]]:
+    """method -> its trace: work, seconds of CPU, error of the mean (rms, in posterior sd), and for guides their sd over the exact one."""
+    mean, left = exact(problem)
+    arguments = problem.hierarchy, problem.series, problem.hyper
+    sd = np.asarray(gaussian.posterior(*arguments, jax.random.key(0)).sd)
+    system, _, _, prepared = timed(lambda: gaussian.prepare(*arguments, None), 3)
+    shares = np.array([0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0])
+    few, many = (np.maximum(np.round(shares * count), 1).astype(int).tolist() for count in (steps / 5, steps))
+    traces = {
+        "this project": solvers.ours(system, (0.3, 0.1, 0.03, 0.01, 0.003, 1e-3)),
+        "NIFTy.re": solvers.nifty(system, (5, 10, 20, 40, 80, 160, 320, 640)),
+        "numpyro AutoNormal": solvers.svi(system, "normal", many),
+        "numpyro AutoLowRankMultivariateNormal": solvers.svi(system, "lowrank", few),
+    }
+    out: dict[str, list[dict[str, float]]] = {"reference": [{"error left": left}]}
+    for name, trace in traces.items():
+        before = prepared if name == "this project" else 0.0
+        out[name] = []
+        for step in trace:
+            row = {"work": step.work, "seconds": before + step.seconds, "error": float(np.sqrt(np.mean(((step.mean - mean) / sd) ** 2)))}
+            if step.sd is not None:
+                row["sd ratio"] = float(np.exp(np.mean(np.log(step.sd / sd))))
+            out[name].append(row)
+            print(name, {k: round(v, 4) for k, v in row.items()}, flush=True)
+    return out
+
+
+def reached(trace: list[dict[str, float]], error: float) -> float:
+    """CPU seconds to an error, interpolated in logarithms; infinite where it is not reached."""
+    for before, after in zip([None, *trace], trace, strict=False):
+        if after["error"] <= error:
+            if before is None:
+                return after["seconds"]
+            share = np.log(before["error"] / error) / np.log(before["error"] / after["error"])
+            return float(before["seconds"] * (after["seconds"] / before["seconds"]) ** share)
+    return float("inf")
+
+
+def draw(traces: dict[str, list[dict[str, float]]], title: str, path: Path) -> None:
+    """Error against time, both logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6.6, 3.8), layout="constrained")
+    for (name, trace), colour in zip(traces.items(), ("#155b73", "#c0643c", "#8a7a2f", "#6b7785"), strict=True):
+        axis.loglog([r["seconds"] for r in trace], [r["error"] for r in trace], "o-", color=colour, label=name, ms=3.5, lw=1.5)
+    axis.axhline(0.02, color="#1d2733", lw=0.7, ls=":")
+    axis.set(xlabel="CPU seconds (compiled)", ylabel="error of the mean (rms, posterior sd)")
+    axis.set_title(title, fontsize=9, color="#1d2733")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
     """Print the table as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("size", 160), ("dates", 46), ("rank", 8), ("draws", 16), ("repeat", 2)):
+    for name, value in (("size", 160), ("dates", 46), ("rank", 8), ("draws", 16), ("repeat", 2), ("steps", 2000)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--peers", action="store_true", help="run NIFTy.re and numpyro on the same posterior (use a small tile)")
+    parser.add_argument("--figure", type=Path, default=Path(__file__).parents[1] / "docs" / "figures" / "speed.png")
     options = parser.parse_args()
     observations, cube = tile(options.size, options.dates, options.rank)
-    print(json.dumps(measure(pose(observations, cube, calibrate=False), options.draws, options.repeat), indent=2))
+    problem = pose(observations, cube, calibrate=False)
+    print(json.dumps(measure(problem, options.draws, options.repeat), indent=2))
+    if options.peers:
+        found = compare(problem, options.steps)
+        traces = {name: trace for name, trace in found.items() if name != "reference"}
+        seconds = {name: {error: round(reached(trace, error), 3) for error in (0.3, 0.1, 0.02)} for name, trace in traces.items()}
+        print(json.dumps({"CPU seconds to an error (posterior sd)": seconds, "reference": found["reference"]}, indent=2))
+        steps, rank, *shape = problem.hierarchy.shape
+        draw(traces, f"Same posterior, same run: {shape[0]} x {shape[1]} pixels, {steps} dates, K = {rank} (simulated)", options.figure)
 
 
 if __name__ == "__main__":

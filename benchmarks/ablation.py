@@ -1,0 +1,155 @@
+"""Each part of the model off in turn, on real pairs: what it earns in error and in the honesty of the intervals.
+
+    python -m benchmarks.ablation [--data ../shared/data] [--window 96] [--only full "no classes"] [--case cia:0 --case loo:8]
+
+Levels and errors are switched off through theta (a standard deviation of almost nothing), so one compiled program serves most rows; parts of
+the calibration of coarse sensors by leaving their step out. Everything else is the setting of `benchmarks.accuracy`. The fine and coarse
+images are cut to a window in the middle of the file, so errors differ a little from those of the whole file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from benchmarks.accuracy import SETTING, Score, predicted, score
+from benchmarks.pairs import Case, Pair, cases, observations, read
+from benchmarks.peers import naive
+from fusion.infer import empirical
+from fusion.infer.engine import settle
+from fusion.infer.mixture import robust_weights
+from fusion.infer.problem import Problem, pose
+from fusion.process.hierarchy import LEVELS, Hyper
+
+NOTHING = 1e-3
+"""factor that switches a standard deviation off"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant of the model."""
+
+    name: str
+    theta: Callable[[Hyper], Hyper] = lambda hyper: hyper
+    calibration: str = "all"
+    """all, none (facts as stated), as stated PSF, or without pseudo-bands"""
+    robust: bool = False
+    coarse: bool = True
+
+
+def _without(level: str) -> Callable[[Hyper], Hyper]:
+    return lambda hyper: hyper.replace(sd=hyper.sd.at[LEVELS.index(level)].multiply(NOTHING))
+
+
+ROWS = (
+    Row("full"),
+    Row("no classes", _without("class")),
+    Row("no objects", _without("object")),
+    Row("no places", _without("place")),
+    Row("no single pixels", _without("pixel")),
+    Row("no learned temporal covariance", lambda hyper: hyper.replace(learned=NOTHING**2)),
+    Row("no lasting discrepancy", lambda hyper: hyper.replace(discrepancy=NOTHING)),
+    Row("no offsets", lambda hyper: hyper.replace(offset=NOTHING)),
+    Row("PSF and shift as stated", calibration="psf"),
+    Row("no pseudo-bands", calibration="bands"),
+    Row("nothing learned of the coarse sensor", calibration="none"),
+    Row("with robust weights", robust=True),
+    Row("no coarse sensor at all", coarse=False),
+)
+
+
+@contextmanager
+def calibration(kind: str) -> Iterator[None]:
+    """Calibration with one of its steps left out."""
+    if kind == "psf":
+        with patch.object(empirical, "_place", lambda pairs, cube, cell: (1.0, (0.0, 0.0))):
+            yield
+    elif kind == "bands":
+        with patch.object(empirical, "rotation", lambda residual, use, least: np.eye(residual.shape[1])):
+            yield
+    else:
+        yield
+
+
+def cut(pair: Pair, window: int) -> Pair:
+    """The middle of the pair, at most `window` fine pixels wide and high, on whole coarse cells."""
+    cells = window // pair.ratio
+    fine, coarse = [], []
+    for size in pair.coarse.shape[2:]:
+        first = max(0, (size - cells) // 2)
+        last = min(size, first + cells)
+        coarse.append(slice(first, last))
+        fine.append(slice(first * pair.ratio, last * pair.ratio))
+    return replace(pair, fine=pair.fine[:, :, fine[0], fine[1]], coarse=pair.coarse[:, :, coarse[0], coarse[1]])
+
+
+def posed(case: Case, row: Row) -> tuple[Problem, Any]:
+    """(problem, cube) of a case under one variant."""
+    looks, cube = observations(case)
+    if not row.coarse:
+        looks = tuple(o for o in looks if o.sensor == "fine")
+    with calibration(row.calibration):
+        return pose(looks, cube, ranks=SETTING["ranks"], calibrate=row.calibration != "none"), cube
+
+
+def run(case: Case, row: Row) -> Score:
+    """The score of one variant at the prior medians, the engine `gaussian`."""
+    start = time.perf_counter()
+    problem, cube = posed(case, row)
+    theta = row.theta(problem.hyper)
+    weights = robust_weights(problem, theta)[0] if row.robust else None
+    posterior = settle(problem, theta, cube, draws=0, weights=weights, samples=SETTING["samples"])
+    mean, sd = predicted(posterior, case, cube)
+    return score(mean, case.truth, sd, time.perf_counter() - start)
+
+
+def chosen(data: Path, names: list[str], window: int) -> Iterator[tuple[str, Case]]:
+    """Cases by protocol and number: cia:0, loo:8, gap5:3, boreas:0."""
+    files = {"cia": "cia_west", "loo": "salton_north", "gap5": "salton_north", "boreas": "boreas_west"}
+    for name in names:
+        protocol, number = name.split(":")
+        pair = cut(read(data, files[protocol]), window)
+        yield name, [c for c in cases(pair) if c.protocol == protocol][int(number)]
+
+
+def main() -> None:
+    """Run, and print one markdown table per protocol: means over its cases."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
+    parser.add_argument("--window", type=int, default=100, help="fine pixels")
+    parser.add_argument("--case", nargs="+", default=["cia:0", "cia:1", "cia:2", "cia:3", "loo:3", "loo:8", "loo:13"])
+    parser.add_argument("--only", nargs="+", default=[])
+    options = parser.parse_args()
+    groups: dict[str, list[Case]] = {}
+    for name, case in chosen(options.data, options.case, options.window):
+        groups.setdefault(name.split(":")[0], []).append(case)
+    for protocol, members in groups.items():
+        dates = ", ".join(str(case.pair.fine_dates[case.target]) for case in members)
+        print(f"\n{protocol}: {dates}; {' x '.join(map(str, members[0].truth.shape[1:]))} pixels\n")
+        print("| variant | rmse | each case | cover 50 / 90 / 95 | CRPS | s |\n|---|---|---|---|---|---|")
+        for method in naive.predictions(members[0]):
+            _print(method, [score(naive.predictions(case)[method], case.truth) for case in members])
+        for row in ROWS:
+            if not options.only or row.name in options.only:
+                _print(row.name, [run(case, row) for case in members])
+
+
+def _print(name: str, found: list[Score]) -> None:
+    each = [float(f.rmse.mean()) for f in found]
+    cover = " / ".join(f"{100 * v:.0f}" for v in np.mean([f.cover for f in found], axis=0))
+    crps, seconds = np.mean([f.crps for f in found]), np.median([f.seconds for f in found])
+    rest = "" if np.isnan(seconds) else f"{seconds:.0f}"
+    listed = " ".join(f"{v:.4f}" for v in each)
+    print(f"| {name} | {np.mean(each):.4f} | {listed} | {'' if np.isnan(seconds) else cover} | {crps:.4f} | {rest} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
