@@ -20,6 +20,8 @@ from tests.infer import small
 pytestmark = pytest.mark.slow  # minutes of compilation on two cores
 
 SENSORS = ("fine", "coarse")
+BATCHES = 8
+"""of the reference chain, long beside its autocorrelation"""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,14 @@ def reference(tiny: Any) -> dict[str, np.ndarray]:
     out = {}
     for name, value in drawn.items():
         out |= {f"{name}_mean": value[0].mean(0), f"{name}_sd": value[0].std(0), f"{name}_size": effective_sample_size(value)}
+    out["z_log_sd_error"] = monte_carlo(np.log(np.sqrt(((drawn["z"][0] - out["z_mean"]).reshape(BATCHES, -1, *out["z_mean"].shape) ** 2).mean(1))))
     return out
+
+
+def monte_carlo(logs: np.ndarray) -> np.ndarray:
+    """Standard error of the mean of log sd over all values, from the scatter of independent parts (first axis), correlation included."""
+    each = logs.reshape(len(logs), -1).mean(1)
+    return np.asarray(each.std(ddof=1) / np.sqrt(len(each)))
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +62,15 @@ def learned(tiny: Any) -> Theta:
     return variational.learn(tiny.series, tiny.hierarchy, tiny.hyper, draws=8, seed=1)
 
 
-def field(world: Any, theta: Theta) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sd of z mixed over the draws of theta, from the exact Gaussian of each."""
+def field(world: Any, theta: Theta) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and sd of z mixed over the draws of theta, from the exact Gaussian of each; and the error of the mean log sd that few draws leave."""
     parts = [
         gaussian.posterior(world.hierarchy, world.series, hyper, jax.random.key(i), pairs=0, samples=128)
         for i, hyper in enumerate(theta.hypers)
     ]
     means, sds = np.array([p.mean for p in parts]), np.array([p.sd for p in parts])
-    return means.mean(0), np.sqrt((sds**2).mean(0) + means.var(0, ddof=1))
+    total = sds**2 + len(parts) / (len(parts) - 1) * (means - means.mean(0)) ** 2
+    return means.mean(0), np.sqrt(total.mean(0)), monte_carlo(0.5 * np.log(total))
 
 
 @pytest.mark.slow
@@ -81,11 +91,12 @@ def test_theta_agrees_with_plain_nuts(engine: str, reference: Any, request: pyte
 @pytest.mark.parametrize("engine", ["sampled", "learned"])
 def test_the_field_agrees_with_plain_nuts(engine: str, tiny: Any, reference: Any, request: pytest.FixtureRequest) -> None:
     """Parameter uncertainty reaches the pixels: the mixture has the mean and the sd of the joint posterior."""
-    mean, sd = field(tiny, request.getfixturevalue(engine))
+    mean, sd, error_of_mixing = field(tiny, request.getfixturevalue(engine))
     error = (mean - reference["z_mean"]) / reference["z_sd"]
     assert np.sqrt(np.mean(error**2)) < 0.15
     ratio = sd / reference["z_sd"]
-    assert 0.93 < np.exp(np.log(ratio).mean()) < 1.08
+    # the sd of an engine may be wrong by 3 %, and both sides are Monte-Carlo: a chain of 400 draws, and 8 draws of theta
+    assert abs(np.log(ratio).mean()) < 0.03 + 3 * np.hypot(reference["z_log_sd_error"], error_of_mixing)
     assert ratio.min() > 0.7
     assert ratio.max() < 1.45
 
