@@ -202,13 +202,12 @@ def compare(problem: Problem, steps: int) -> dict[str, list[dict[str, float]]]:
     arguments = problem.hierarchy, problem.series, problem.hyper
     sd = np.asarray(gaussian.posterior(*arguments, jax.random.key(0)).sd)
     system, _, _, prepared = timed(lambda: gaussian.prepare(*arguments, None), 3)
-    shares = np.array([0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0])
-    few, many = (np.maximum(np.round(shares * count), 1).astype(int).tolist() for count in (steps / 5, steps))
+    counts = [round(steps * share) for share in (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)]
     traces = {
         "this project": solvers.ours(system, (0.3, 0.1, 0.03, 0.01, 0.003, 1e-3)),
         "NIFTy.re": solvers.nifty(system, (5, 10, 20, 40, 80, 160, 320, 640)),
-        "numpyro AutoNormal": solvers.svi(system, "normal", many),
-        "numpyro AutoLowRankMultivariateNormal": solvers.svi(system, "lowrank", few),
+        "numpyro AutoNormal": solvers.svi(system, "normal", counts),
+        "numpyro AutoLowRankMultivariateNormal": solvers.svi(system, "lowrank", counts[:5], horizon=steps),
     }
     out: dict[str, list[dict[str, float]]] = {"reference": [{"error left": left}]}
     for name, trace in traces.items():

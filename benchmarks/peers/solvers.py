@@ -95,11 +95,11 @@ def nifty(system: System, limits: Sequence[int]) -> Iterator[Step]:
         yield Step(limit, seconds, np.asarray(field(system, white.tree)))
 
 
-def svi(system: System, guide: str, steps: Sequence[int], rate: float = 0.02, rank: int = 16) -> Iterator[Step]:
+def svi(system: System, guide: str, steps: Sequence[int], rate: float = 0.02, rank: int = 16, horizon: int = 0) -> Iterator[Step]:
     """numpyro's stochastic variational inference on the joint model for the same theta.
 
-    guide: normal (AutoNormal) or lowrank (AutoLowRankMultivariateNormal). rate: of Adam, falling to a hundredth by the last step. rank: of the
-    latter. Offsets and discrepancies are further normal unknowns here.
+    guide: normal (AutoNormal) or lowrank (AutoLowRankMultivariateNormal). rate: of Adam, falling to a hundredth by step `horizon`, default
+    the last. rank: of the latter. Offsets and discrepancies are further normal unknowns here.
     """
     arguments, hyper = (system.series, system.hierarchy), system.hyper
 
@@ -108,7 +108,7 @@ def svi(system: System, guide: str, steps: Sequence[int], rate: float = 0.02, ra
 
     auto: Any = AutoNormal(model, init_scale=0.3) if guide == "normal" else AutoLowRankMultivariateNormal(model, init_scale=0.3, rank=rank)
     last = max(steps)
-    optimiser = Adam(lambda i: rate * 0.01 ** (i / last))
+    optimiser = Adam(lambda i: rate * 0.01 ** (i / (horizon or last)))
     machine = SVI(model, auto, optimiser, Trace_ELBO())
     state = machine.init(jax.random.key(0), *arguments)
 
