@@ -151,13 +151,14 @@ def observe(scene: Scene, sensor: Sensor, cube: Cube) -> Observation:
 
 
 def _days(scene: Scene) -> list[Scene]:
-    """A composite's pixels of each day, as the look of one noon."""
+    """A composite's pixels of each day, as the look of one noon with a name of its own: it is another overpass."""
     assert isinstance(scene.when, PixelDay)
     seen = np.where(np.isfinite(scene.reflectance).any(axis=0), scene.when.days, np.datetime64("NaT"))
     out = []
     for day in np.unique(seen[~np.isnat(seen)]):
         values = np.where(seen == day, scene.reflectance, np.nan).astype(np.float32)
-        out.append(replace(scene, reflectance=values, when=Instant(day.astype("datetime64[us]") + np.timedelta64(12, "h"))))
+        noon = Instant(day.astype("datetime64[us]") + np.timedelta64(12, "h"))
+        out.append(replace(scene, id=f"{scene.id} of {day}", reflectance=values, when=noon))
     return out
 
 
