@@ -22,12 +22,17 @@ MISFIT = 4.0
 
 def fit(
     observations: Sequence[Any], cube: Cube, *, hyper: Hyper | None = None, draws: int = 16, seed: int = 0,
-    origin: tuple[int, int] = (0, 0), tolerance: float = 0.02, max_iterations: int = 100, samples: int = 32, **settings: Any,
+    origin: tuple[int, int] = (0, 0), tolerance: float = 0.02, max_iterations: int = 100, samples: int = 32, exact_sd: bool = False, **settings: Any,
 ) -> Posterior:
-    """The exact posterior for one theta, default the prior medians.  settings: those of `problem.pose`."""
+    """The exact posterior for one theta, default the prior medians.  settings: those of `problem.pose`.
+
+    exact_sd: the sd from the exact draws instead of samples of the preconditioner (unbiased, its scatter falls as 1 / sqrt(draws):
+    ask for 200 and more).
+    """
     problem = pose(observations, cube, origin=origin, **settings)
     theta = problem.hyper if hyper is None else matched(hyper, problem.hyper)
-    return settle(problem, theta, cube, draws=draws, seed=seed, tolerance=tolerance, max_iterations=max_iterations, samples=samples)
+    solver: dict[str, Any] = {"tolerance": tolerance, "max_iterations": max_iterations, "samples": samples, "exact_sd": exact_sd}
+    return settle(problem, theta, cube, draws=draws, seed=seed, **solver)
 
 
 def matched(hyper: Hyper, like: Hyper) -> Hyper:
@@ -44,12 +49,13 @@ def matched(hyper: Hyper, like: Hyper) -> Hyper:
 
 def settle(
     problem: Problem, hyper: Hyper, cube: Cube, *, draws: int = 16, seed: int = 0, weights: gaussian.Weights | None = None,
-    tolerance: float = 0.02, max_iterations: int = 100, samples: int = 32,
+    tolerance: float = 0.02, max_iterations: int = 100, samples: int = 32, exact_sd: bool = False,
 ) -> Posterior:
     """Mean, sd and draws for one theta, with status, chi-square and the decomposition of variance."""
     hierarchy, key = problem.hierarchy, jax.random.key(seed)
     found = gaussian.posterior(
         hierarchy, problem.series, hyper, key, weights, pairs=-(-draws // 2), tolerance=tolerance, limit=max_iterations, samples=samples,
+        exact=exact_sd,
     )
     mean, sd, canonical = (np.array(a) for a in (found.mean, found.sd, found.canonical_var))
     bad = ~(np.isfinite(mean) & np.isfinite(sd))

@@ -116,3 +116,14 @@ def test_predict_and_expectation(posed: tuple[World, Cube], found: Any) -> None:
 def test_unknown_engine_is_refused(posed: tuple[World, Cube]) -> None:
     with pytest.raises(JobError, match="variational"):
         fit([], posed[1], engine="magic")
+
+
+@pytest.mark.slow
+def test_exact_sd_is_that_of_many_draws_and_the_closed_form_is_near(posed: tuple[World, Cube], found: Any) -> None:
+    many = fit(posed[0].observations, posed[1], **{**SETTINGS, "draws": 400, "exact_sd": True})
+    own = many.sd / np.sqrt(((many.draws - many.mean) ** 2).mean(0))
+    assert own.mean() == pytest.approx(1, abs=0.03)
+    assert np.sqrt(((own - 1) ** 2).mean()) < 0.1  # a standard deviation of 200 independent deviations scatters by 5 %
+    near = found.sd / many.sd
+    assert near.mean() == pytest.approx(1, abs=0.1)
+    assert np.sqrt(((near - 1) ** 2).mean()) < 0.2
