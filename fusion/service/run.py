@@ -153,8 +153,13 @@ def learn_landscape(client: Client, store: CubeStore, job: Job, options: dict[st
     log.info("learning the landscape from %d of %d tiles", len(sample), math.prod(store.layout.tiles))
     quiet = Summary(store.url, len(sample))
     Drive(client, store, job, quiet, lambda _: None, options, Each(survey_tile, iter(sample))).finish()
-    count = client.submit(learn_tiles, store.url, store.about["fingerprint"], sample, pure=False, retries=job.cluster.retries).result()
-    if not count:
+    last = Each(learn_tiles, iter(sample[:1]), (("sample", tuple(sample)),))
+    Drive(client, store, job, quiet, lambda _: None, options, last).finish()
+    known = store.objects.get_arrays(LANDSCAPE)
+    if known is None:
+        reason = next(iter(quiet.failed.values()), "it is not in the store")[:500]
+        raise JobError(f"the landscape of {len(sample)} surveyed tiles could not be learned: {reason}; try again, or engine.landscape = 0")
+    if "nothing" in known:
         log.warning("no surveyed tile has data: each tile learns its own landscape; survey more (engine.landscape)")
     store.objects.delete_folder(SURVEYS)
 

@@ -112,8 +112,10 @@ def survey_tile(url: str, fingerprint: str, index: tuple[int, int], *, fit: Fit 
     return {"tile": index, "status": "OK"}
 
 
-def learn_tiles(url: str, fingerprint: str, sample: Sequence[tuple[int, int]]) -> int:
-    """Learns the landscape from the surveys of a sample and keeps it; returns from how many.  Surveys that are missing are left out."""
+def learn_tiles(
+    url: str, fingerprint: str, index: tuple[int, int], *, sample: Sequence[tuple[int, int]], fit: Fit | None = None, read_retries: int = 3
+) -> dict[str, Any]:
+    """Learns the landscape from the surveys of a sample and keeps it.  Surveys that are missing or saw nothing are left out."""
     from fusion.infer.landscape import Survey, learn
 
     at = desk(url, fingerprint)
@@ -122,7 +124,7 @@ def learn_tiles(url: str, fingerprint: str, sample: Sequence[tuple[int, int]]) -
     classes = {"classes": int(at.job.engine.settings["classes"])} if "classes" in at.job.engine.settings else {}
     made = learn(surveys, at.store.cube, **classes).to_arrays() if surveys else {"nothing": np.zeros(0)}
     at.store.objects.put_arrays(LANDSCAPE, made)
-    return len(surveys)
+    return {"tile": index, "status": "OK"}
 
 
 def fuse_tile(

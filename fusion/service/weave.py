@@ -52,11 +52,13 @@ class Each:
 
     task: Task
     todo: Iterator[Index]
+    given: tuple[tuple[str, Any], ...] = ()
+    """arguments of the task"""
 
     def next(self) -> Step | None:
         """The next tile."""
         index = next(self.todo, None)
-        return None if index is None else Step(self.task, index)
+        return None if index is None else Step(self.task, index, self.given)
 
     def landed(self, step: Step, result: dict[str, Any]) -> bool:
         """A tile is complete."""
