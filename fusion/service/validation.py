@@ -10,7 +10,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from fusion.service.progress import Summary, shown
 from fusion.service.reading import look
 from fusion.service.run import plan
 from fusion.service.store import CubeStore
+from fusion.service.tile import landscape_of
 
 log = logging.getLogger("fusion")
 
@@ -58,6 +59,8 @@ class Exam:
     """global row and column of the padded tile's first pixel"""
     theta: Mapping[str, Any] | None = None
     """what a committed tile learned; None = learned anew"""
+    landscape: Any = None
+    """what the cube's tiles learned together, which a committed theta belongs to"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +146,8 @@ def _of_store(store: CubeStore, tiles: int, looks: int) -> tuple[Job, str, list[
     job = Job.of(store.about["job"], f"the job in {store.url}")
     thetas = {index: store.record(index).get("theta") for index in store.committed()}
     anchor, halo = store.provenance.get("anchor", (0, 0)), halo_of(job, store.cube.grid)
-    return job, store.url, _sampled(job, store.cube, Coverage(store.items()), halo, tiles, looks, thetas, anchor)
+    exams = _sampled(job, store.cube, Coverage(store.items()), halo, tiles, looks, thetas, anchor)
+    return job, store.url, [replace(exam, landscape=landscape_of(store)) for exam in exams]
 
 
 def _sampled(
@@ -198,13 +202,14 @@ def examine(exam: Exam, measure: Measure | None = None) -> tuple[pd.DataFrame, b
     if len(observations) < 2:
         raise FusionError(f"{len(observations)} acquisitions are clear here, so none can be left out")
     asked, origin = exam.engine, exam.origin
+    shared = {} if exam.landscape is None else {"landscape": exam.landscape}
     theta = None if exam.theta is None else Hyper.from_attrs(exam.theta)
     if theta is None and measure is None:
-        theta = fit(observations, exam.cube, engine=asked.name, draws=0, seed=asked.seed, origin=origin, **asked.settings).hyper
+        theta = fit(observations, exam.cube, engine=asked.name, draws=0, seed=asked.seed, origin=origin, **asked.settings, **shared).hyper
     known = {*inspect.signature(problem.pose).parameters, *inspect.signature(engine.fit).parameters} - {"draws", "hyper"}
     settings = {name: value for name, value in asked.settings.items() if name in known}
     values = (measure or checks.validate)(
-        observations, exam.cube, most=exam.most, hyper=theta, seed=asked.seed, origin=origin, **settings
+        observations, exam.cube, most=exam.most, hyper=theta, seed=asked.seed, origin=origin, **settings, **shared
     )
     brightness = values.groupby("class")["measured"].mean().rank(method="first").astype(int) - 1
     values = values.assign(tile=f"{exam.tile.index[0]}.{exam.tile.index[1]}", **{"class": values["class"].map(brightness)})

@@ -77,6 +77,17 @@ def test_committed_tiles_come_first_and_bring_their_theta(job: Job) -> None:
     assert list(told.values()) == ["learned"]
 
 
+def test_what_tiles_learned_together_goes_with_their_theta(catalog: Path, tmp_path: Path, workers: LocalCluster) -> None:
+    def told(*args: Any, **given: Any) -> Any:
+        return honest_measure(*args, **given).assign(theta=type(given.get("landscape")).__name__)
+
+    job = small_job(catalog, tmp_path / "cube.zarr", cluster={"scheduler": workers.scheduler_address}, engine={"landscape": 2})
+    running.run(job, fit=quick_fit, progress="none")
+    found = validate(CubeStore.open(job.output.store, read_only=True), tiles=2, looks=1, measure=told, progress="none")
+    assert set(found.values["theta"]) == {"Landscape"}
+    assert set(validate(job, tiles=1, looks=1, measure=told, progress="none").values["theta"]) == {"NoneType"}
+
+
 def test_a_tile_that_cannot_be_examined_costs_itself(job: Job) -> None:
     found = validate(job, tiles=9, looks=1, measure=failing_measure, progress="none")
     assert list(found.failed) == [(0, 0)]
