@@ -281,9 +281,9 @@ def picture(results: list[Result], path: Path) -> None:
         for axis, image, what in ((axes[0], values, "the file" if r.place.hidden is None else "the hidden file"), (axes[1], fused, "the cube")):
             shown = np.clip((np.moveaxis(image, 0, -1) - low) / (high - low), 0, 1)
             axis.imshow(np.where(np.isfinite(shown), shown, 1.0), interpolation="nearest")
-            axis.set_title(f"{r.place.title}, {day}: {what}", fontsize=9)
+            axis.set_title(f"{r.place.title}, {day}: {what}", fontsize=7.5)
         drawn = axes[2].imshow(np.asarray(sd.values), cmap="viridis", interpolation="nearest")
-        axes[2].set_title(f"sd of {r.place.shown[1]}" + (" nm" if scene.centres is not None else ""), fontsize=9)
+        axes[2].set_title(f"sd of {r.place.shown[1]}" + (" nm" if scene.centres is not None else ""), fontsize=7.5)
         figure.colorbar(drawn, ax=axes[2], shrink=0.8, label="reflectance")
         for axis in axes:
             axis.set(xticks=[], yticks=[])
