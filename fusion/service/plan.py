@@ -241,7 +241,9 @@ def peak_bytes(job: Job, cube: Cube, core: int, halo: int, looks: dict[str, floa
     """Projected peak memory of one worker (the formula above) with that many tiles at a time."""
     edge = core + 2 * halo
     times, rank = cube.shape[:2]
-    latent = 4.0 * rank * edge**2 * (times * (FIELDS + job.output.draws) + BLOCKS * min(RANK, times) ** 2)
+    asked = job.engine.settings.get("ranks")
+    functions = max(RANK, int(asked.get("pixel", RANK))) if isinstance(asked, dict) else RANK
+    latent = 4.0 * rank * edge**2 * (times * (FIELDS + job.output.draws) + BLOCKS * min(functions, times) ** 2)
     observed = sum(n * window_bytes(sensor(name), edge * cube.grid.resolution) for name, n in looks.items())
     return BASE_BYTES + threads * (latent + OBSERVED * observed)
 

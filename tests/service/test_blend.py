@@ -211,3 +211,27 @@ def test_without_a_blend_every_tile_is_its_own(catalog: Path, tmp_path: Path, wo
     for tile in store.tiles():
         level = level_of((tile.window[0].start - HALO, tile.window[1].start - HALO))
         np.testing.assert_allclose(mean[tile.window], level, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_real_engine_leaves_no_seam(tmp_path: Path) -> None:
+    """A border adds at most 5 % of the posterior sd, where it would add five times that; and a run makes that very cube."""
+    from benchmarks.seams import VALUES, measured, two_tiles
+
+    store = two_tiles(tmp_path, 24, 12)
+    rows, cubes = measured(store)
+    assert rows["alone"]["mean added rms"] > 0.2
+    for name in VALUES:
+        assert rows["blended"][f"{name} same rms"] == 0.0
+        assert rows["blended"][f"{name} added rms"] <= 0.05
+    assert rows["landscape"]["correlation"] > rows["alone"]["correlation"] + 0.1
+    made_by_a_run(store, cubes["blended"])
+
+
+def made_by_a_run(store: CubeStore, wanted: dict[str, np.ndarray]) -> None:
+    """Runs the job in this process, where the engine is compiled already, and compares."""
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as here:
+        assert running.resume(store.url, scheduler=here.scheduler_address, progress="none").left == 0
+    for name in ("mean", "sd"):
+        made = np.asarray(store.group[name][...], np.float64)
+        np.testing.assert_allclose(made, wanted[name], atol=1e-3 * wanted["sd"].min())
