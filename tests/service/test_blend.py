@@ -230,7 +230,7 @@ def test_the_real_engine_leaves_no_seam(tmp_path: Path) -> None:
 
 def made_by_a_run(store: CubeStore, wanted: dict[str, np.ndarray]) -> None:
     """Runs the job in this process, where the engine is compiled already, and compares."""
-    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as here:
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as here:
         assert running.resume(store.url, scheduler=here.scheduler_address, progress="none").left == 0
     for name in ("mean", "sd"):
         made = np.asarray(store.group[name][...], np.float64)
