@@ -56,7 +56,7 @@ def processes(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, stdout=quiet, stderr=quiet)
 
 
-def wait_for(condition: object, seconds: float = 60.0) -> None:
+def wait_for(condition: object, seconds: float = 240.0) -> None:
     end = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, "it did not happen in time"
@@ -103,7 +103,7 @@ def kill_worker(catalog: Path, folder: Path, workers: LocalCluster, pause: float
         time.sleep(pause)
         done = len(records(folder))
         os.kill(pids[0], signal.SIGKILL)
-        assert client.wait(timeout=120) == 0, "the run did not survive the loss of a worker"
+        assert client.wait(timeout=300) == 0, "the run did not survive the loss of a worker"
         return done
     finally:
         client.kill()
@@ -119,11 +119,11 @@ def own_cluster(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     worker = None
     try:
         wait_for(lambda: file.exists() and file.stat().st_size > 0)
-        alone = ("--nthreads", "1", "--no-dashboard", "--death-timeout", "60")
+        alone = ("--nthreads", "1", "--no-dashboard", "--death-timeout", "240")
         worker = processes("-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), *alone)
         address = json.loads(file.read_text())["address"]
         with Client(address, set_as_default=False) as seen:
-            seen.wait_for_workers(1, timeout=60)
+            seen.wait_for_workers(1, timeout=240)
         yield scheduler, address
     finally:
         for process in (worker, scheduler):
