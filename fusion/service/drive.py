@@ -160,15 +160,23 @@ class Drive:
         self.store.write_failure(index, reason)
 
     def _second_start(self) -> None:
-        """When only stragglers are left and a worker is free, the oldest ones are started again elsewhere."""
-        if len(self.flying) >= self.threads:
-            return
-        for step, started in list(self.flying.values()):
-            seconds = self.seconds.get(step.task.__name__, [])
-            seconds = seconds if len(seconds) >= 4 else [s for kind in self.seconds.values() for s in kind]
-            limit = max(LEAST_WAIT, STRAGGLER * statistics.median(seconds)) if len(seconds) >= 4 else float("inf")
+        """Tasks that take far too long are started again, the oldest first, while fewer others than threads are under way.
+
+        What hangs keeps its thread even when it is given up, and whatever the scheduler sends there next waits behind it.
+        """
+        now = time.monotonic()
+        old = sorted((started, i, step) for i, (step, started) in enumerate(self.flying.values()) if now - started > self._limit(step))
+        room = self.threads - (len(self.flying) - len(old))
+        for started, _, step in old:
             twins = sum(1 for other, _ in self.flying.values() if other == step)
-            if twins == 1 and time.monotonic() - started > limit:
-                log.warning("tile %s takes more than %.0f s: started a second time", step.index, limit)
+            if room > 0 and twins == 1:
+                log.warning("tile %s takes more than %.0f s: started a second time", step.index, now - started)
                 self.summary.repeated += 1
                 self._submit(step, attempt=1)
+                room -= 1
+
+    def _limit(self, step: Step) -> float:
+        """Seconds after which a task is a straggler: by others of its kind, or by all if there were few."""
+        seconds = self.seconds.get(step.task.__name__, [])
+        seconds = seconds if len(seconds) >= 4 else [s for kind in self.seconds.values() for s in kind]
+        return max(LEAST_WAIT, STRAGGLER * statistics.median(seconds)) if len(seconds) >= 4 else float("inf")
