@@ -88,7 +88,8 @@ def _look(
     bands = len(colour)
     layer = SimpleNamespace(footprint=footprint, colour=colour, mean=np.full(bands, 0.2), tau=tau)
     return SimpleNamespace(
-        sensor=sensor, scene_id=f"{sensor}-{number}", data=np.zeros(precision.shape, np.float32), precision=precision,
+        sensor=sensor, scene_id=f"{sensor}-{number}", bands=tuple(map(str, range(bands))),
+        data=np.zeros(precision.shape, np.float32), precision=precision,
         layer=layer, offset_sd=np.full(bands, offset), gain_sd=np.zeros(bands), residual_var=np.zeros(bands),
         discrepancy_sd=discrepancy,
         discrepancy_days=10.0, when=float(tau @ np.arange(STEPS)) * 8.0,

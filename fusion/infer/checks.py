@@ -19,6 +19,7 @@ from scipy.special import ndtr, ndtri
 
 from fusion.cube.cube import Cube
 from fusion.infer import fit
+from fusion.infer.landscape import images
 from fusion.infer.posterior import Posterior
 from fusion.process.hierarchy import Hyper
 from fusion.process.landscape import soft_classes
@@ -65,9 +66,7 @@ def _twin(one: Any, other: Any) -> bool:
 
 def _cover(observations: Sequence[Any], cube: Cube, classes: int, seed: int) -> NDArray[np.float32]:
     """(C, Y, X) one-hot land cover from the looks that are as fine as the grid."""
-    from fusion.infer.landscape import images
-
-    fine = [o for o in observations if 3 * o.data.shape[1] * o.data.shape[2] > np.prod(cube.grid.shape)]
+    fine = [o for o in observations if not o.layer.footprint.coarse]
     soft = soft_classes(images(fine, cube)[1], count=classes, seed=seed)
     return (soft.argmax(0)[None] == np.arange(len(soft))[:, None, None]).astype(np.float32)
 

@@ -101,10 +101,10 @@ def calibrated(
     known: what was learned elsewhere (`pooled`), which then holds here; None = learned from these observations. Sensors are left as they
     are where no fine look is near in time, or too few cells are clear. The fine looks never change.
     """
-    fine = [o for o in observations if not _coarse(o) and (o.precision > 0).mean() > 0.2]
+    fine = [o for o in observations if not o.layer.footprint.coarse and (o.precision > 0).mean() > 0.2]
     groups: dict[tuple[str, int], list[int]] = {}
     for i, obs in enumerate(observations):
-        if _coarse(obs) and np.ndim(obs.layer.tau) == 1:
+        if obs.layer.footprint.coarse and np.ndim(obs.layer.tau) == 1:
             groups.setdefault((obs.sensor, id(obs.layer.footprint)), []).append(i)
     out, records = list(observations), []
     for members in groups.values():
@@ -120,11 +120,6 @@ def calibrated(
             for i in members:
                 out[i] = _with(observations[i], replace(learned, offset_sd=offset), cube)
     return tuple(out), tuple(records)
-
-
-def _coarse(obs: Observation) -> bool:
-    height, width = obs.layer.footprint.grid_shape
-    return 3 * obs.data.shape[1] * obs.data.shape[2] <= height * width
 
 
 @dataclass(frozen=True)

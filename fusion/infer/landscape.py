@@ -126,7 +126,7 @@ def survey(observations: Sequence[Any], cube: Cube, *, calibrate: bool = True, s
     learned: tuple[Learned, ...] = ()
     if calibrate:
         observations, learned = calibrated(observations, cube)
-    useful, fine, coarse = parted(observations, cube)
+    useful, fine, coarse = parted(observations)
     keys, stack = images(fine, cube)
     height, width = stack.shape[1:]
     number = int(np.clip(VALUES // (len(keys) * EDGE**2), 8, PATCHES))
@@ -172,11 +172,10 @@ def learn(surveys: Sequence[Survey], cube: Cube, *, classes: int = 64, seed: int
     )
 
 
-def parted(observations: Sequence[Any], cube: Cube) -> tuple[list[Any], list[Any], list[Any]]:
+def parted(observations: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
     """(all that say anything, the fine ones among them, the coarse ones)."""
     useful = [o for o in observations if (np.asarray(o.precision) > 0).any() and np.asarray(o.layer.tau).any()]
-    fine = [o for o in useful if 3 * o.data.shape[1] * o.data.shape[2] > np.prod(cube.grid.shape)]
-    return useful, fine, [o for o in useful if not any(o is f for f in fine)]
+    return useful, [o for o in useful if not o.layer.footprint.coarse], [o for o in useful if o.layer.footprint.coarse]
 
 
 def images(fine: Sequence[Any], cube: Cube) -> tuple[tuple[Key, ...], NDArray[np.float32]]:
@@ -193,7 +192,7 @@ def images(fine: Sequence[Any], cube: Cube) -> tuple[tuple[Key, ...], NDArray[np
         with np.errstate(divide="ignore", invalid="ignore"):
             planes = np.where(weight > 0.3 * max(float(weight.max()), 1e-6), total / weight, np.nan)
         time = int(np.abs(days - cube.calendar.day_of(obs.when)).argmin())
-        for band, plane, sharp in zip(getattr(obs, "bands", range(len(planes))), planes, _sharpness(obs), strict=True):
+        for band, plane, sharp in zip(obs.bands, planes, _sharpness(obs), strict=True):
             made.setdefault((str(obs.sensor), str(band), time), []).append((plane, sharp**2))
     if not made:
         return (("", "", 0),), np.full((1, *cube.grid.shape), np.nan, np.float32)
@@ -224,10 +223,13 @@ def _sharpness(obs: Any) -> Array:
 
 def _colour(surveys: Sequence[Survey], cube: Cube) -> Array:
     """(B, K) H of the sensor with most fine looks over its noise: the median of the tiles that see it alike."""
-    count = {name: -sum(s.sights[name][0] for s in surveys if name in s.sights) for name in sorted({n for s in surveys for n in s.sights})}
-    if not count:
+    sights: dict[str, list[tuple[int, Array, Array]]] = {}
+    for s in surveys:
+        for name, sight in s.sights.items():
+            sights.setdefault(name, []).append(sight)
+    if not sights:
         return np.eye(cube.basis.rank)
-    seen = [s.sights[min(count, key=lambda name: count[name])] for s in surveys if min(count, key=lambda name: count[name]) in s.sights]
+    seen = sights[max(sorted(sights), key=lambda name: sum(looks for looks, _, _ in sights[name]))]
     colour = seen[0][2]
     sharp = [sharp for _, sharp, other in seen if other.shape == colour.shape and np.allclose(other, colour)]
     return np.median(sharp, axis=0)[:, None] * colour

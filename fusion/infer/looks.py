@@ -245,7 +245,6 @@ def _series(group: list[Any], hierarchy: Hierarchy, index: int, days_of: Any) ->
     tau = _pad([np.asarray(o.layer.tau) if np.ndim(o.layer.tau) == 1 else pick(np.moveaxis(o.layer.tau, -1, 0)) for o in group], count)
     precision = [np.clip(np.nan_to_num(pick(o.precision), posinf=FLOOR**-2), 0.0, FLOOR**-2) * np.isfinite(pick(o.data)) for o in group]
     data = _pad([np.where(p > 0, np.nan_to_num(pick(o.data)), 0.0) for o, p in zip(group, precision, strict=True)], count)
-    shape, latent = first.data.shape[1:], hierarchy.shape[2:]
     days = [float(days_of(o.when)) for o in group]
     rows, cols = _places(footprint, hierarchy)
     ids = [zlib.crc32(f"{o.sensor}/{o.scene_id}".encode()) for o in group]
@@ -257,7 +256,7 @@ def _series(group: list[Any], hierarchy: Hierarchy, index: int, days_of: Any) ->
         jnp.asarray(first.offset_sd, jnp.float32), jnp.asarray(first.gain_sd, jnp.float32),
         jnp.asarray([sd, max(float(first.discrepancy_days), 0.1)], jnp.float32),
         jnp.asarray(ids + list(range(count - len(ids))), jnp.uint32), rows, cols, jnp.asarray(index, jnp.int32),
-        sensor=first.sensor, coarse=3 * shape[0] * shape[1] <= latent[0] * latent[1], correlated=sd > 0,
+        sensor=first.sensor, coarse=first.layer.footprint.coarse, correlated=sd > 0,
     )
 
 

@@ -44,14 +44,14 @@ def pose(
     learned: tuple[Learned, ...] = ()
     if calibrate:
         observations, learned = calibrated(observations, cube, None if landscape is None else landscape.learned)
-    useful, fine, coarse = parted(observations, cube)
+    useful, fine, coarse = parted(observations)
     keys, stack = images(fine, cube)
     if landscape is None:
         landscape = learn([surveyed(useful, fine, coarse, keys, stack[:, None], learned, cube)], cube, classes=classes, seed=seed)
-    stack = landscape.planes(keys, stack)
+    seen = landscape.cover.features(landscape.planes(keys, stack))
     hierarchy = build(
-        cube.calendar.days, cube.basis.prior, landscape.colour, landscape.cover.classes(stack, classes),
-        landscape.cover.segments(stack, segment, origin), origin=origin, spacing=spacing or landscape.spacing, ranks=ranks,
+        cube.calendar.days, cube.basis.prior, landscape.colour, landscape.cover.classes(seen, classes),
+        landscape.cover.segments(seen, segment, origin), origin=origin, spacing=spacing or landscape.spacing, ranks=ranks,
         empirical=landscape.empirical, capacity=int(np.prod([n // segment + 2 for n in cube.grid.shape])),
     )
     sensors = tuple(sorted({o.sensor for o in useful}))

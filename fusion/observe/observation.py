@@ -17,6 +17,7 @@ from fusion.observe.aggregate import FINER, aggregate, pixel_on, precisions
 from fusion.observe.footprint import footprint
 from fusion.observe.geometry import window
 from fusion.observe.layer import Layer
+from fusion.observe.operator import COARSE
 from fusion.observe.psf import PSF
 from fusion.observe.scene import Scene, View
 from fusion.observe.sensor import Band, Sensor
@@ -24,8 +25,6 @@ from fusion.observe.spectral import Channels, reduce_channels
 
 INSIDE = 0.95
 """least share of a channel's response within the wavelengths of the basis"""
-COARSE = 3.0**0.5
-"""latent pixels across a native one from which a sensor counts as coarse"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +82,7 @@ def looks(scene: Scene, sensor: Sensor, cube: Cube) -> tuple[Observation, ...]:
     not coarse and have days of their own (MOD09A1), one for each day: so that every look has one weighting of the latent times, and
     each overpass its own offset.
     """
-    if isinstance(scene.when, PixelDay) and pixel_on(scene.geobox, cube.grid) < COARSE * cube.grid.resolution:
+    if isinstance(scene.when, PixelDay) and pixel_on(scene.geobox, cube.grid) ** 2 < COARSE * cube.grid.resolution**2:
         days = [day for day in _days(scene) if np.asarray(cube.calendar.weights(day.when)).any()]
         if days:
             return tuple(look for day in days for look in looks(day, sensor, cube))

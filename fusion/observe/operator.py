@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 Weights = Any
 """float32 JAX array; numpy float64 where a footprint is built in double precision"""
+COARSE = 3
+"""latent pixels per native one from which a raster counts as coarse"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,11 @@ class Footprint:
     def adjoint(self, v: jax.Array) -> jax.Array:
         """W' v: (..., H, W) -> (..., Y, X), without a scatter-add."""
         raise NotImplementedError
+
+    @property
+    def coarse(self) -> bool:
+        """Whether a native pixel holds many latent ones."""
+        return COARSE * self.shape[0] * self.shape[1] <= self.grid_shape[0] * self.grid_shape[1]
 
     @property
     def operations(self) -> int:

@@ -76,9 +76,8 @@ class Cover:
         flat = np.where(seen, flat - self.mean[used][:, None], 0.0) / np.maximum(seen.mean(0), 0.2)
         return (self.loadings[:, used] @ flat).reshape(-1, *shape)
 
-    def classes(self, stack: Planes, count: int = 64) -> NDArray[np.float32]:
-        """(C, Y, X) soft memberships, sum of squares 1 at every pixel: Gaussians around the centres; classes beyond them are zero."""
-        found = self.features(stack)
+    def classes(self, found: NDArray[np.float64], count: int = 64) -> NDArray[np.float32]:
+        """(C, Y, X) soft memberships of features, sum of squares 1 at every pixel: Gaussians around the centres; classes beyond them are zero."""
         points = found.reshape(len(found), -1).T
         out = np.zeros((count, points.shape[0]), dtype=np.float32)
         if len(self.centres) < 2:
@@ -89,13 +88,13 @@ class Cover:
         out[: len(self.centres)] = weight / np.sqrt((weight**2).sum(0))
         return out.reshape(count, *found.shape[1:])
 
-    def segments(self, stack: Planes, size: int = 8, origin: tuple[int, int] = (0, 0)) -> NDArray[np.int32]:
-        """(Y, X) labels of compact segments of about size x size pixels whose borders follow the edges of the images.
+    def segments(self, found: NDArray[np.float64], size: int = 8, origin: tuple[int, int] = (0, 0)) -> NDArray[np.int32]:
+        """(Y, X) labels of compact segments of about size x size pixels whose borders follow the edges of the features.
 
         A compact watershed (Neubert & Protzel 2014) of the gradient, flooded from a lattice fixed in the GLOBAL grid, so that
         overlapping tiles find nearly the same segments.  origin: global (row, column) of the first pixel.
         """
-        slope = _slope(self.features(stack)[:, None])[0] / self.slope
+        slope = _slope(found[:, None])[0] / self.slope
         rows, cols = (np.arange(n) + o for n, o in zip(slope.shape, origin, strict=True))
         seed = ((rows % size) == size // 2)[:, None] & ((cols % size) == size // 2)[None, :]
         if not seed.any():
@@ -130,9 +129,5 @@ def _centres(points: NDArray[np.float64], count: int, seed: int) -> tuple[NDArra
 
 def soft_classes(stack: Planes, *, count: int = 64, seed: int = 0) -> NDArray[np.float32]:
     """(C, Y, X) the memberships of a stack (N, Y, X) by what is learned from itself; C = count."""
-    return Cover.learn(stack[:, None], count=count, seed=seed).classes(stack, count)
-
-
-def segments(stack: Planes, size: int = 8, origin: tuple[int, int] = (0, 0)) -> NDArray[np.int32]:
-    """(Y, X) the segments of a stack (N, Y, X) by what is learned from itself."""
-    return Cover.learn(stack[:, None], count=1).segments(stack, size, origin)
+    cover = Cover.learn(stack[:, None], count=count, seed=seed)
+    return cover.classes(cover.features(stack), count)

@@ -31,9 +31,9 @@ STORE_FAILURES = 3
 POLL = 0.02
 """seconds between looks at the tasks in flight"""
 STRAGGLER = 4.0
-"""times the median tile after which a last tile is started a second time"""
+"""times the median of its kind after which a task is started a second time"""
 LEAST_WAIT = 60.0
-"""seconds that any tile may take before it is a straggler"""
+"""seconds that any task may take before it is a straggler"""
 
 
 @dataclass

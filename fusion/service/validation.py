@@ -26,13 +26,13 @@ from fusion.errors import FusionError, JobError, StoreError
 from fusion.service.cluster import connected
 from fusion.service.job import Engine, Job
 from fusion.service.objects import finite
-from fusion.service.plan import Coverage, halo_of, tile_at
+from fusion.service.plan import Coverage, tile_at
 from fusion.service.policy import Item
 from fusion.service.progress import Summary, shown
 from fusion.service.reading import look
 from fusion.service.run import plan
 from fusion.service.store import CubeStore
-from fusion.service.tile import landscape_of
+from fusion.service.tile import desk, landscape_of
 
 log = logging.getLogger("fusion")
 
@@ -143,11 +143,10 @@ def _of_job(job: Job, tiles: int, looks: int) -> tuple[Job, str, list[Exam]]:
 
 
 def _of_store(store: CubeStore, tiles: int, looks: int) -> tuple[Job, str, list[Exam]]:
-    job = Job.of(store.about["job"], f"the job in {store.url}")
+    at = desk(store.url, store.about["fingerprint"])
     thetas = {index: store.record(index).get("theta") for index in store.committed()}
-    anchor, halo = store.provenance.get("anchor", (0, 0)), halo_of(job, store.cube.grid)
-    exams = _sampled(job, store.cube, Coverage(store.items()), halo, tiles, looks, thetas, anchor)
-    return job, store.url, [replace(exam, landscape=landscape_of(store)) for exam in exams]
+    exams = _sampled(at.job, store.cube, at.coverage, at.halo, tiles, looks, thetas, store.provenance.get("anchor", (0, 0)))
+    return at.job, store.url, [replace(exam, landscape=landscape_of(store)) for exam in exams]
 
 
 def _sampled(

@@ -62,7 +62,8 @@ def look(
     layer = SimpleNamespace(footprint=footprint, colour=np.asarray(colour), mean=np.linspace(0.1, 0.3, bands), tau=tau)
     precision = (1 / np.asarray(sigma) ** 2).astype(np.float32)
     return SimpleNamespace(
-        sensor=sensor, scene_id=f"{sensor}-{number}", data=np.zeros(precision.shape, np.float32), precision=precision, layer=layer,
+        sensor=sensor, scene_id=f"{sensor}-{number}", bands=tuple(map(str, range(bands))),
+        data=np.zeros(precision.shape, np.float32), precision=precision, layer=layer,
         offset_sd=np.full(bands, offset), gain_sd=np.full(bands, gain), residual_var=np.full(bands, residual),
         discrepancy_sd=discrepancy, discrepancy_days=10.0, when=day,
     )

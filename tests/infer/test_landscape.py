@@ -70,7 +70,7 @@ def equal(one: Any, other: Any) -> bool:
 
 def test_a_tile_by_itself_is_a_survey_of_one(two: Any) -> None:
     looks, cube, origin = two[0]
-    useful, fine, coarse = parted(looks, cube)
+    useful, fine, coarse = parted(looks)
     keys, stack = images(fine, cube)
     made = learn([surveyed(useful, fine, coarse, keys, stack[:, None], (), cube)], cube)
     alone, given = pose(looks, cube, origin=origin), pose(looks, cube, origin=origin, landscape=made)

@@ -89,7 +89,8 @@ def test_much_data_leaves_the_prior_behind(posed: tuple[World, Cube]) -> None:
     data = np.full((K, Y, X), 0.05, np.float32)
     layer = type(look.layer)(**{**vars(look.layer), "colour": colour, "mean": np.full(K, 0.2), "tau": np.eye(T, dtype=np.float32)[2]})
     none = np.zeros(K)
-    sure = _with(look, data=data, precision=np.full(data.shape, 1e6, np.float32), layer=layer, offset_sd=none, gain_sd=none, residual_var=none)
+    clear = {"data": data, "precision": np.full(data.shape, 1e6, np.float32), "bands": ("a", "b", "c")[:K]}
+    sure = _with(look, **clear, layer=layer, offset_sd=none, gain_sd=none, residual_var=none)
     got = fit([sure], cube, **SETTINGS)
     np.testing.assert_allclose(got.mean[2], 0.05, atol=2e-3)
 

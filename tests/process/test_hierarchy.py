@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fusion.process.hierarchy import PRIOR, REACH, Hyper, canonical_mixing, keyed_normal
-from fusion.process.landscape import segments, soft_classes
+from fusion.process.landscape import Cover, soft_classes
 from fusion.process.space import Objects, Pixels, Smooth, Weights
 from tests.infer.oracle import K, T, X, Y, world
 
@@ -88,6 +88,11 @@ def test_random_fields_agree_where_tiles_overlap() -> None:
     assert (many**4).mean() == pytest.approx(3, abs=0.06)
     for shifted in (many[:, 1:] * many[:, :-1], many[:, :, 1:] * many[:, :, :-1], many[1:] * many[:-1]):
         assert abs(shifted.mean()) < 6e-3
+
+
+def segments(stack: np.ndarray, size: int) -> np.ndarray:
+    cover = Cover.learn(stack[:, None], count=1)
+    return cover.segments(cover.features(stack), size)
 
 
 def test_landscape_finds_classes_and_edges_and_survives_no_image() -> None:

@@ -191,9 +191,8 @@ def test_neighbours_of_a_failed_tile_are_blended_again_when_it_is_mended(
     assert np.isfinite(np.asarray(store.group["mean"][..., :32, 32:])).all()
     assert running.resume(store.url, scheduler=workers.scheduler_address, fit=failing_fit, progress="none").failed
     # a crash after the mended tile was committed, before its neighbours were: they are still known
-    for index in [(0, 0)]:
-        fuse_tile(store.url, store.about["fingerprint"], index, fit=quick_fit, post=True)
-        blend_tile(store.url, store.about["fingerprint"], index, fit=poison_fit)
+    fuse_tile(store.url, store.about["fingerprint"], (0, 0), fit=quick_fit, post=True)
+    blend_tile(store.url, store.about["fingerprint"], (0, 0), fit=poison_fit)
     summary = running.resume(store.url, scheduler=workers.scheduler_address, fit=quick_fit, progress="none")
     assert (summary.before, summary.done, summary.failed) == (9, 0, {})
     assert not any(store.record(i).get("without") for i in store.committed())
