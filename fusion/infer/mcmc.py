@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import NDArray
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import MCMC, NUTS
 
@@ -63,7 +64,7 @@ def sample(
     mode, root = (np.asarray(v, np.float64) for v in place)
     u = mode + e @ root.T
     with np.errstate(all="ignore"):
-        r_hat, size_e = split_gelman_rubin(u), effective_sample_size(u)
+        r_hat, size_e = split_gelman_rubin(u), effective(u)
     divergent = float(np.asarray(extra["diverging"]).mean())
     found |= {
         "r_hat": float(np.nanmax(r_hat)), "effective_samples": float(np.nanmin(size_e)), "divergent": divergent,
@@ -82,6 +83,18 @@ def sample(
         flat.mean(0), np.asarray(np.linalg.cholesky(covariance), np.float64), picked, hyper.rank, hyper.sensors,
         Status.BAD_SAMPLES if bad else Status.OK, message, found,
     )
+
+
+def effective(chains: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(D,) effective sample sizes of (chains, N, D), at most n log10 n of the n draws in all.
+
+    The bound is that of Vehtari et al. 2021, section 3.2: chains that step from side to side make the estimated autocorrelation time
+    arbitrarily small, and negative.
+    """
+    count = chains.shape[0] * chains.shape[1]
+    size = np.asarray(effective_sample_size(chains), np.float64)
+    most = count * np.log10(count)
+    return np.where(size < 0, most, np.minimum(size, most))
 
 
 def fit(

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC, NUTS, init_to_median
 
 from fusion.infer import gaussian, mcmc, variational
@@ -17,11 +16,13 @@ from fusion.infer.posterior import Status
 from fusion.infer.theta import Theta
 from tests.infer import small
 
-pytestmark = pytest.mark.slow  # minutes of compilation on two cores
+pytestmark = pytest.mark.timeout(3600)  # the reference alone takes minutes on two cores
 
 SENSORS = ("fine", "coarse")
-BATCHES = 8
+BATCHES = 10
 """of the reference chain, long beside its autocorrelation"""
+DRAWS = 300
+"""per chain of the sampler under test, two chains"""
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +37,12 @@ def tiny() -> Any:
 def reference(tiny: Any) -> dict[str, np.ndarray]:
     """Plain NUTS on theta, every white coefficient and every error: mean, sd, effective sizes of u and z."""
     kernel = NUTS(joint, init_strategy=init_to_median, max_tree_depth=6)
-    chain = MCMC(kernel, num_warmup=250, num_samples=400, progress_bar=False)
+    chain = MCMC(kernel, num_warmup=300, num_samples=1000, progress_bar=False)
     chain.run(jax.random.key(3), tiny.series, tiny.hierarchy, SENSORS)
     drawn = {name: np.asarray(v, np.float64)[None] for name, v in chain.get_samples().items() if name in ("u", "z")}
     out = {}
     for name, value in drawn.items():
-        out |= {f"{name}_mean": value[0].mean(0), f"{name}_sd": value[0].std(0), f"{name}_size": effective_sample_size(value)}
+        out |= {f"{name}_mean": value[0].mean(0), f"{name}_sd": value[0].std(0), f"{name}_size": mcmc.effective(value)}
     out["z_log_sd_error"] = monte_carlo(np.log(np.sqrt(((drawn["z"][0] - out["z_mean"]).reshape(BATCHES, -1, *out["z_mean"].shape) ** 2).mean(1))))
     return out
 
@@ -54,7 +55,7 @@ def monte_carlo(logs: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def sampled(tiny: Any) -> Theta:
-    return mcmc.sample(tiny.series, tiny.hierarchy, tiny.hyper, draws=8, samples=100, warmup=60, chains=2, seed=1)
+    return mcmc.sample(tiny.series, tiny.hierarchy, tiny.hyper, draws=8, samples=DRAWS, warmup=100, chains=2, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +79,9 @@ def field(world: Any, theta: Theta) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 def test_theta_agrees_with_plain_nuts(engine: str, reference: Any, request: pytest.FixtureRequest) -> None:
     theta: Theta = request.getfixturevalue(engine)
     error = (theta.mean - reference["u_mean"]) / reference["u_sd"]
-    monte_carlo = np.sqrt(1 / reference["u_size"] + 1 / 100)
-    assert np.sqrt(np.mean((error / monte_carlo) ** 2)) < 2.0
-    assert np.abs(error).max() < 0.6
+    scatter = np.sqrt(1 / reference["u_size"] + 1 / DRAWS)  # half of the draws count, at the least
+    assert np.sqrt(np.mean((error / scatter) ** 2)) < 2.0
+    assert (np.abs(error) < 0.2 + 4 * scatter).all(), np.c_[error, scatter]
     ratio = theta.sd / reference["u_sd"]
     assert 0.9 < np.exp(np.log(ratio).mean()) < 1.1
     assert ratio.min() > 0.65
@@ -95,7 +96,7 @@ def test_the_field_agrees_with_plain_nuts(engine: str, tiny: Any, reference: Any
     error = (mean - reference["z_mean"]) / reference["z_sd"]
     assert np.sqrt(np.mean(error**2)) < 0.15
     ratio = sd / reference["z_sd"]
-    # the sd of an engine may be wrong by 3 %, and both sides are Monte-Carlo: a chain of 400 draws, and 8 draws of theta
+    # the sd of an engine may be wrong by 3 %, and both sides are Monte-Carlo: a chain of 1,000 draws, and 8 draws of theta
     assert abs(np.log(ratio).mean()) < 0.03 + 3 * np.hypot(reference["z_log_sd_error"], error_of_mixing)
     assert ratio.min() > 0.7
     assert ratio.max() < 1.45
@@ -119,6 +120,7 @@ def test_engines_are_deterministic(tiny: Any, learned: Theta) -> None:
     np.testing.assert_array_equal(again.draws, learned.draws)
 
 
+@pytest.mark.slow
 def test_no_data_is_the_prior(tiny: Any) -> None:
     for theta in (
         mcmc.sample((), tiny.hierarchy, tiny.hyper, draws=4),
@@ -146,3 +148,15 @@ def test_spoiled_data_still_give_finite_numbers(tiny: Any) -> None:
     theta = variational.learn(spoiled, tiny.hierarchy, tiny.hyper, draws=2)
     assert np.isfinite(theta.draws).all()
     assert np.isfinite(theta.sd).all()
+
+
+def test_effective_sizes_of_chains_that_stay_and_chains_that_alternate() -> None:
+    """Autocorrelation a^lag: N (1 - a) / (1 + a) draws' worth (Gelman et al. 2013, section 11.5); never more than N log10 N, never negative."""
+    rng = np.random.default_rng(0)
+    chains, wanted = np.zeros((2, 2000, 3)), np.array([0.8, 0.0, -0.98])
+    for step in range(1, 2000):
+        chains[:, step] = wanted * chains[:, step - 1] + np.sqrt(1 - wanted**2) * rng.standard_normal((2, 3))
+    stays, white, alternates = mcmc.effective(chains)
+    assert stays == pytest.approx(4000 * 0.2 / 1.8, rel=0.25)
+    assert white == pytest.approx(4000, rel=0.15)
+    assert 4000 < alternates <= 4000 * np.log10(4000)
