@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from benchmarks.accuracy import SETTING, Score, predicted, score
+from benchmarks.accuracy import DRAWS, SETTING, Score, predicted, score
 from benchmarks.pairs import Case, Pair, cases, observations, read
 from benchmarks.peers import naive
 from fusion.infer import empirical
@@ -106,7 +106,7 @@ def run(case: Case, row: Row) -> Score:
     problem, cube = posed(case, row)
     theta = row.theta(problem.hyper)
     weights = robust_weights(problem, theta)[0] if row.robust else None
-    posterior = settle(problem, theta, cube, draws=0, weights=weights, samples=SETTING["samples"])
+    posterior = settle(problem, theta, cube, draws=DRAWS, weights=weights, samples=SETTING["samples"])
     mean, sd = predicted(posterior, case, cube)
     return score(mean, case.truth, sd, time.perf_counter() - start)
 

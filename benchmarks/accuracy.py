@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,18 @@ from benchmarks.pairs import Case, cases, observations, read, sensors
 from benchmarks.peers import naive
 from benchmarks.peers.published import BOREAS, PEERS
 from fusion.cube.cube import Cube
+from fusion.cube.grid import Grid
 from fusion.cube.spectrum import SpectralBasis
 from fusion.infer import Posterior, fit
+from fusion.observe.footprint import footprint
+from fusion.observe.sensor import Sensor
 
 Array = NDArray[np.float64]
 FILES = ("cia_west", "salton_north", "boreas_west")
 SETTING: dict[str, Any] = {"ranks": {"class": 24, "object": 24, "place": 24, "pixel": 24}, "samples": 16}
 """one setting for all: no truncation in time"""
 LEVELS = (0.5, 0.9, 0.95)
+DRAWS = 8
 
 
 @dataclass(frozen=True)
@@ -64,16 +68,32 @@ def score(mean: Array, truth: Array, sd: Array | None = None, seconds: float = f
 
 
 def predicted(posterior: Posterior, case: Case, cube: Cube) -> tuple[Array, Array]:
-    """(mean, sd), each (B, Y, X), of what the fine sensor would observe on the target date."""
+    """(mean, sd), each (B, Y, X), of what the fine sensor would observe on the target date: through its blur, with its noise and offset."""
     sensor = sensors(case.pair)[0]
-    when = np.datetime64(case.pair.fine_dates[case.target], "us") + np.timedelta64(12, "h")
-    mean, sd = posterior.predict(sensor, [when])
+    when = [np.datetime64(case.pair.fine_dates[case.target], "us") + np.timedelta64(12, "h")]
+    mean, sd = (a[0].astype(np.float64) for a in posterior.predict(sensor, when))
+    draws = np.stack([replace(posterior, mean=draw).predict(sensor, when)[0][0] for draw in posterior.draws])
+    mean, sd = blurred(sensor, cube.grid, mean, sd, draws)
     facts = sensor.bands[0].noise
     names = list(posterior.hyper.sensors)
     noise, offset = (float(np.asarray(v)[names.index("fine")]) for v in (posterior.hyper.noise, posterior.hyper.offset))
-    own = noise * (facts.a + facts.b * np.abs(mean[0]))
-    total = np.sqrt(sd[0] ** 2 + own**2 + (offset * sensor.offset_sd) ** 2)
-    return mean[0].astype(np.float64), total.astype(np.float64)
+    own = noise * (facts.a + facts.b * np.abs(mean))
+    return mean, np.sqrt(sd**2 + own**2 + (offset * sensor.offset_sd) ** 2)
+
+
+def blurred(sensor: Sensor, grid: Grid, mean: Array, sd: Array, draws: Array) -> tuple[Array, Array]:
+    """Posterior mean and sd (B, Y, X) of the ground -> of what a sensor on the same pixels makes of it.
+
+    draws: (S, B, Y, X); they say how much of a band's variance the blur leaves, one number for the image.
+    """
+    see = footprint(grid.geobox, sensor.psf, grid)
+
+    def seen(planes: Array) -> Array:
+        return np.asarray(see(np.asarray(planes, np.float32)), np.float64)
+
+    off = draws - mean
+    left = (seen(off) ** 2).mean((0, 2, 3)) / (off**2).mean((0, 2, 3))
+    return seen(mean), np.sqrt(left[:, None, None] * seen(sd**2))
 
 
 def ours(case: Case, engine: str, setting: dict[str, Any], basis: SpectralBasis | None = None) -> Score:
@@ -83,7 +103,7 @@ def ours(case: Case, engine: str, setting: dict[str, Any], basis: SpectralBasis 
     """
     looks, cube = observations(case, basis)
     start = time.perf_counter()
-    posterior = fit(looks, cube, engine=engine, draws=0, **setting)
+    posterior = fit(looks, cube, engine=engine, draws=DRAWS, **setting)
     seconds = time.perf_counter() - start
     mean, sd = predicted(posterior, case, cube)
     return score(mean, case.truth, sd, seconds)

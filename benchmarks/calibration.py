@@ -154,8 +154,8 @@ def _fields(hierarchy: Hierarchy, theta: Hyper, deviations: Any) -> Any:
 def learn(engine: str, series: tuple[Looks, ...], hierarchy: Hierarchy, hyper: Hyper, seed: int) -> Theta:
     """q(theta) by the engine that is put to the test."""
     if engine == "mcmc":
-        return mcmc.sample(series, hierarchy, hyper, draws=THETAS + FIELDS, samples=200, warmup=100, chains=2, seed=seed)
-    return variational.learn(series, hierarchy, hyper, draws=2, seed=seed)
+        return mcmc.sample([(series, hierarchy)], hyper, draws=THETAS + FIELDS, samples=200, warmup=100, chains=2, seed=seed)
+    return variational.learn([(series, hierarchy)], hyper, draws=2, seed=seed)
 
 
 def figure(found: list[Ranked], names: list[str], path: Path, engine: str) -> list[str]:

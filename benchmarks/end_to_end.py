@@ -34,7 +34,7 @@ from odc.geo.geobox import GeoBox
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.accuracy import LEVELS, SETTING, Score, ours, score
+from benchmarks.accuracy import DRAWS, LEVELS, SETTING, Score, blurred, ours, score
 from benchmarks.pairs import Case, Pair, cases, cut, latent_times, read, sensors
 from benchmarks.peers import naive
 from fusion.cube.calendar import DAY, Instant, Window
@@ -189,7 +189,7 @@ def job_text(case: Case, api: str, store: Path, core: int, halo: int) -> str:
         f'[target]\ncrs = "{box.crs}"\nresolution = {pair.pixel}\nalign = {box.left % pair.pixel}',
         f'[period]\nstart = "{edges[0]}"\nend = "{edges[1]}"\ntimes = {json.dumps([str(t)[:19] + "Z" for t in times])}',
         *blocks, f"[spectrum]\nrank = {rank}\n[engine]\nname = \"gaussian\"\nsettings = {settings}",
-        f"[tiles]\ncore = {core}\nhalo = {halo}\n[output]\nstore = \"{store}\"\ndraws = 0\n[cluster]\nworkers = 1\n",
+        f"[tiles]\ncore = {core}\nhalo = {halo}\n[output]\nstore = \"{store}\"\ndraws = {DRAWS}\n[cluster]\nworkers = 1\n",
     ])
 
 
@@ -217,6 +217,7 @@ def piped(case: Case, work: Path, core: int, halo: int) -> tuple[Score, dict[str
     when = np.datetime64(case.pair.fine_dates[case.target], "ns") + np.timedelta64(12, "h")
     seen = cube.sel(time=when).fusion.bands(fine.name)
     mean, sd = (seen[k].transpose("band", "y", "x").values.astype(np.float64) for k in ("mean", "sd"))
+    mean, sd = blurred(fine, cube.fusion.cube.grid, mean, sd, seen["draws"].transpose("draw", "band", "y", "x").values.astype(np.float64))
     total = _observed_sd(store, fine, mean, sd, core)
     return score(mean, case.truth, total, seconds), {"mean": mean, "sd": sd, "total": total}
 

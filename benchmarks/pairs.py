@@ -31,6 +31,8 @@ Array = NDArray[np.float64]
 DAY = np.timedelta64(1, "D")
 CENTRES = {"blue": 480.0, "green": 560.0, "red": 660.0, "nir": 850.0, "swir1": 1650.0, "swir2": 2210.0}
 """nm, only to name the bands of a band-space basis"""
+BLUR = 40 / 30
+"""fine pixels, full width at half maximum of what a pixel sees: the Landsat adapter's 40 m at 30 m"""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def sensors(pair: Pair) -> tuple[Sensor, Sensor]:
 
     cell = pair.ratio * pair.pixel
     return (
-        sensor("fine", pair.pixel, Noise(0.004, 0.02), PSF("gaussian", 0.0), 0.005, 0.0),
+        sensor("fine", pair.pixel, Noise(0.004, 0.02), PSF("gaussian", BLUR * pair.pixel, cell=False), 0.005, 0.0),
         sensor("coarse", cell, Noise(0.002, 0.01), PSF("gaussian", cell, fwhm_prior=0.5), 0.005, 0.015),
     )
 

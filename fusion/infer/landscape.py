@@ -7,6 +7,10 @@ classes and covariances differ at their border. So a sample of tiles is surveyed
 every tile is posed with the result. A tile by itself is a survey of one: the same code, on all its pixels.
 
 Images are known by (sensor, band, latent time), not by scene, so that tiles that no common scene covers have planes in common.
+
+Classes and segments are drawn from the fine images, so they explain these images better than they will any other: whoever learned from the same
+images how much classes matter would think too much of them, and be too sure. Hence `halves`: covers drawn from every other date alone, for
+the dates between to judge.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from numpy.typing import NDArray
 
 from fusion.cube.cube import Cube
 from fusion.infer.empirical import Learned, calibrated, pooled
+from fusion.infer.sight import Sight, adapted, sharpness
 from fusion.process import kernels
 from fusion.process.hierarchy import Hyper
 from fusion.process.landscape import Cover
@@ -34,8 +39,6 @@ EDGE = 5
 PATCHES = 64
 """per surveyed tile, fewer if there are so many planes that a survey would have more than VALUES values"""
 VALUES = 2_000_000
-
-
 @dataclass(frozen=True, eq=False)
 class Survey:
     """What one tile says of the ground."""
@@ -45,8 +48,8 @@ class Survey:
     """(N, Q, h, w) of the planes named by keys, NaN = missing"""
     series: Mapping[str, tuple[bool, int, Array, Array]]
     """sensor -> (is it coarse, its looks, (J, T) series of places' deviations, (J, T) weights)"""
-    sights: Mapping[str, tuple[int, Array, Array]]
-    """sensor -> (its fine looks, (B,) one over its noise sd, (B, K) its colour)"""
+    sights: Mapping[str, Sight]
+    """by sensor"""
     cell: float | None
     """pixels across a cell of the coarsest sensor, if there is a coarse one"""
     learned: tuple[Learned, ...]
@@ -59,7 +62,7 @@ class Survey:
         told = {
             "keys": self.keys, "cell": self.cell, "learned": [_plain(one) for one in self.learned],
             "series": {name: [coarse, looks] for name, (coarse, looks, _, _) in self.series.items()},
-            "sights": {name: [looks, sharp.tolist(), colour.tolist()] for name, (looks, sharp, colour) in self.sights.items()},
+            "sights": {name: _plain(sight) for name, sight in self.sights.items()},
         }
         return arrays | {"told": _text(told)}
 
@@ -68,7 +71,7 @@ class Survey:
         """The inverse of `to_arrays`."""
         told = json.loads(arrays["told"].tobytes())
         series = {n: (bool(c), int(k), arrays[f"series/{n}"], arrays[f"weight/{n}"]) for n, (c, k) in told["series"].items()}
-        sights = {n: (int(k), np.asarray(s, np.float64), np.asarray(c, np.float64)) for n, (k, s, c) in told["sights"].items()}
+        sights = {name: Sight.from_attrs(one) for name, one in told["sights"].items()}
         return cls(_keys(told["keys"]), arrays["patches"], series, sights, told["cell"], tuple(_learned(d) for d in told["learned"]))
 
 
@@ -79,8 +82,12 @@ class Landscape:
     keys: tuple[Key, ...]
     cover: Cover
     """of the planes named by keys"""
+    halves: tuple[Cover, ...]
+    """of every other of their latent times, and of those between; () where there are fewer than two"""
     colour: Array
     """(B, K) of the finest sensor in units of its noise; the identity where no sensor sees anything"""
+    prior: Array
+    """(K, K) covariance of z: the library's, with the variance of its canonical components as the images show it"""
     spacing: float
     """pixels between nodes of the smooth level"""
     empirical: NDArray[np.float32] | None
@@ -99,26 +106,27 @@ class Landscape:
         if first == 0:
             return self
         kept = [i for i, key in enumerate(self.keys) if key[2] >= first]
-        cover = replace(self.cover, mean=self.cover.mean[kept], loadings=self.cover.loadings[:, kept])
+        cover, *halves = (replace(c, mean=c.mean[kept], loadings=c.loadings[:, kept]) for c in (self.cover, *self.halves))
         keys = tuple((sensor, band, t - first) for sensor, band, t in (self.keys[i] for i in kept))
         part = None if self.empirical is None else self.empirical[first:, first:]
-        return replace(self, keys=keys, cover=cover, empirical=None if part is None else part / np.mean(np.diag(part)))
+        return replace(self, keys=keys, cover=cover, halves=tuple(halves), empirical=None if part is None else part / np.mean(np.diag(part)))
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Named arrays without objects; `from_arrays` reads them back, to the bit."""
-        cover = {f"cover/{name}": np.asarray(value) for name, value in vars(self.cover).items()}
+        covers = {f"cover{i}/{n}": np.asarray(v) for i, cover in enumerate((self.cover, *self.halves)) for n, v in vars(cover).items()}
         empirical = {} if self.empirical is None else {"empirical": self.empirical}
         told = {"keys": self.keys, "spacing": self.spacing, "learned": [_plain(one) for one in self.learned]}
-        return {"colour": self.colour, **cover, **empirical, "told": _text(told)}
+        return {"colour": self.colour, "prior": self.prior, **covers, **empirical, "told": _text(told)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Landscape:
         """The inverse of `to_arrays`."""
         told = json.loads(arrays["told"].tobytes())
-        part = {name: arrays[f"cover/{name}"] for name in ("mean", "loadings", "centres")}
-        cover = Cover(**part, width=float(arrays["cover/width"]), slope=float(arrays["cover/slope"]))
+        cover, *halves = (_cover(arrays, f"cover{i}") for i in range(3) if f"cover{i}/mean" in arrays)
         learned = tuple(_learned(d) for d in told["learned"])
-        return cls(_keys(told["keys"]), cover, arrays["colour"], float(told["spacing"]), arrays.get("empirical"), learned)
+        return cls(
+            _keys(told["keys"]), cover, tuple(halves), arrays["colour"], arrays["prior"], float(told["spacing"]), arrays.get("empirical"), learned,
+        )
 
 
 def survey(observations: Sequence[Any], cube: Cube, *, calibrate: bool = True, seed: int = 0, origin: tuple[int, int] = (0, 0)) -> Survey:
@@ -142,10 +150,7 @@ def surveyed(
     learned: tuple[Learned, ...], cube: Cube,
 ) -> Survey:
     """The survey of a tile whose observations are calibrated and parted, with patches (N, Q, h, w) of its images."""
-    sights = {}
-    for name in sorted({o.sensor for o in useful}):
-        first = next(o for o in useful if o.sensor == name)
-        sights[name] = sum(o.sensor == name for o in fine), _sharpness(first), np.asarray(first.layer.colour, np.float64)
+    sights = {name: Sight.of([o for o in useful if o.sensor == name]) for name in sorted({o.sensor for o in useful})}
     told = coarse or fine
     names = sorted({o.sensor for o in told}) if len(cube.calendar) > 1 else []
     series = {n: (bool(coarse), sum(o.sensor == n for o in told), *_series([o for o in told if o.sensor == n], cube)) for n in names}
@@ -165,11 +170,21 @@ def learn(surveys: Sequence[Survey], cube: Cube, *, classes: int = 64, seed: int
         cut = [_arranged(keys, s.keys, s.patches[..., : edge[0], : edge[1]]) for s in surveys]
         patches = np.concatenate(sorted(cut, key=lambda p: p.tobytes()), axis=1)
     cells = sorted(s.cell for s in surveys if s.cell is not None)
+    colour, prior = adapted(cube.basis.prior, [s.sights for s in surveys])
     return Landscape(
-        keys, Cover.learn(patches, count=classes, seed=seed), _colour(surveys, cube), cells[len(cells) // 2] if cells else 16.0,
-        _empirical(surveys, cube),
+        keys, Cover.learn(patches, count=classes, seed=seed), _halves(keys, patches, classes, seed), colour,
+        prior, cells[len(cells) // 2] if cells else 16.0, _empirical(surveys, cube),
         pooled([one for s in surveys for one in s.learned]),
     )
+
+
+def _halves(keys: Sequence[Key], patches: NDArray[np.float32], classes: int, seed: int) -> tuple[Cover, ...]:
+    """Covers of every other latent time, and of those between."""
+    times = sorted({key[2] for key, plane in zip(keys, patches, strict=True) if np.isfinite(plane).any()})
+    if len(times) < 2:
+        return ()
+    mine = [np.array([key[2] in times[first::2] for key in keys]) for first in (0, 1)]
+    return tuple(Cover.learn(np.where(one[:, None, None, None], patches, np.nan), count=classes, seed=seed) for one in mine)
 
 
 def parted(observations: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
@@ -192,7 +207,7 @@ def images(fine: Sequence[Any], cube: Cube) -> tuple[tuple[Key, ...], NDArray[np
         with np.errstate(divide="ignore", invalid="ignore"):
             planes = np.where(weight > 0.3 * max(float(weight.max()), 1e-6), total / weight, np.nan)
         time = int(np.abs(days - cube.calendar.day_of(obs.when)).argmin())
-        for band, plane, sharp in zip(obs.bands, planes, _sharpness(obs), strict=True):
+        for band, plane, sharp in zip(obs.bands, planes, sharpness(obs), strict=True):
             made.setdefault((str(obs.sensor), str(band), time), []).append((plane, sharp**2))
     if not made:
         return (("", "", 0),), np.full((1, *cube.grid.shape), np.nan, np.float32)
@@ -212,27 +227,6 @@ def _arranged(wanted: Sequence[Key], keys: Sequence[Key], planes: NDArray[np.flo
         if key in place:
             out[i] = planes[place[key]]
     return out
-
-
-def _sharpness(obs: Any) -> Array:
-    """(B,) one over the median noise sd: canonical components are those that the sensor tells apart independently."""
-    seen = np.asarray(obs.precision) > 0
-    noise = 1 / np.where(seen, obs.precision, 1.0) + np.asarray(obs.residual_var)[:, None, None]
-    return np.array([1 / np.sqrt(max(float(np.median(n[s])), 1e-8)) if s.any() else 0.0 for n, s in zip(noise, seen, strict=True)])
-
-
-def _colour(surveys: Sequence[Survey], cube: Cube) -> Array:
-    """(B, K) H of the sensor with most fine looks over its noise: the median of the tiles that see it alike."""
-    sights: dict[str, list[tuple[int, Array, Array]]] = {}
-    for s in surveys:
-        for name, sight in s.sights.items():
-            sights.setdefault(name, []).append(sight)
-    if not sights:
-        return np.eye(cube.basis.rank)
-    seen = sights[max(sorted(sights), key=lambda name: sum(looks for looks, _, _ in sights[name]))]
-    colour = seen[0][2]
-    sharp = [sharp for _, sharp, other in seen if other.shape == colour.shape and np.allclose(other, colour)]
-    return np.median(sharp, axis=0)[:, None] * colour
 
 
 def _cell(coarse: Sequence[Any], cube: Cube) -> float:
@@ -287,7 +281,12 @@ def _keys(rows: Sequence[Any]) -> tuple[Key, ...]:
     return tuple((str(sensor), str(band), int(time)) for sensor, band, time in rows)
 
 
-def _plain(one: Learned) -> dict[str, Any]:
+def _cover(arrays: Mapping[str, NDArray[Any]], name: str) -> Cover:
+    part = {field: arrays[f"{name}/{field}"] for field in ("mean", "loadings", "centres")}
+    return Cover(**part, width=float(arrays[f"{name}/width"]), slope=float(arrays[f"{name}/slope"]))
+
+
+def _plain(one: Learned | Sight) -> dict[str, Any]:
     return {name: np.asarray(value).tolist() if isinstance(value, np.ndarray) else value for name, value in asdict(one).items()}
 
 

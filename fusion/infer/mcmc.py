@@ -18,11 +18,11 @@ from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import MCMC, NUTS
 
 from fusion.cube.cube import Cube
-from fusion.infer.looks import Looks
 from fusion.infer.mixture import aligned, fit_with
 from fusion.infer.posterior import Posterior, Status
+from fusion.infer.problem import View
 from fusion.infer.theta import Evidence, Place, Theta, of_prior, start, whitened
-from fusion.process.hierarchy import Hierarchy, Hyper
+from fusion.process.hierarchy import Hyper
 
 R_HAT = 1.05
 DIVERGENT = 0.01
@@ -44,14 +44,15 @@ def _sampler(sensors: tuple[str, ...], warmup: int, samples: int, chains: int, d
 
 
 def sample(
-    series: Sequence[Looks], hierarchy: Hierarchy, hyper: Hyper, *, prior: tuple[Any, Any] | None = None, draws: int = 16,
+    views: Sequence[View], hyper: Hyper, *, prior: tuple[Any, Any] | None = None, draws: int = 16,
     samples: int = 500, warmup: int = 150, chains: int = 4, depth: int = 6, seed: int = 0,
 ) -> Theta:
     """The posterior of theta by NUTS: chains x samples draws, of which `draws` evenly spaced ones are kept for the field.
 
-    hyper: names the sensors and guesses theta. prior: mean and sd (D,) of u; None = N(0, I). Deterministic by seed.
+    views: looks with the hierarchy that they judge, as `Problem.views` gives them. hyper: names the sensors and guesses theta.
+    prior: mean and sd (D,) of u; None = N(0, I). Deterministic by seed.
     """
-    known, place, found = start(series, hierarchy, hyper, prior, seed)
+    known, place, found = start(views, hyper, prior, seed)
     if place is None:
         return of_prior(known, hyper.rank, hyper.sensors, draws, seed)
     sampler = _sampler(hyper.sensors, warmup, samples, chains, depth)
@@ -108,9 +109,9 @@ def fit(
     Other arguments as for the variational engine; field_samples: its `samples`.
     """
 
-    def sampled(series: Sequence[Looks], hierarchy: Hierarchy, guess: Hyper) -> Theta:
+    def sampled(views: Sequence[View], guess: Hyper) -> Theta:
         return sample(
-            series, hierarchy, guess, prior=aligned(prior, guess), draws=thetas, samples=samples, warmup=warmup, chains=chains,
+            views, guess, prior=aligned(prior, guess), draws=thetas, samples=samples, warmup=warmup, chains=chains,
             seed=seed,
         )
 

@@ -19,7 +19,7 @@ from fusion.infer.engine import matched, settle
 from fusion.infer.gaussian import System, Weights, solve
 from fusion.infer.looks import Looks
 from fusion.infer.posterior import Posterior, Status
-from fusion.infer.problem import Problem, pose
+from fusion.infer.problem import Problem, View, pose
 from fusion.infer.theta import Theta
 from fusion.process.hierarchy import Hierarchy, Hyper
 from fusion.process.pooling import Population, Summary, pool
@@ -63,7 +63,7 @@ def robust_weights(problem: Problem, hyper: Hyper, rounds: int = 2) -> tuple[Wei
     return weights, share
 
 
-Learn = Callable[[Sequence[Looks], Hierarchy, Hyper], Theta]
+Learn = Callable[[Sequence[View], Hyper], Theta]
 
 
 def fit_with(
@@ -71,17 +71,17 @@ def fit_with(
     robust: bool, settings: Mapping[str, Any], solver: Mapping[str, Any],
 ) -> Posterior:
     """Pose, learn theta, weigh outliers down, learn again if there were any, and mix the fields of theta's draws."""
-    problem = pose(observations, cube, origin=origin, **settings)
+    problem = pose(observations, cube, origin=origin, folded=True, **settings)
     guess = problem.hyper if hyper is None else matched(hyper, problem.hyper)
-    theta = learn(problem.series, problem.hierarchy, guess)
+    theta = learn(problem.views, guess)
     gross = 0.0
     if robust and problem.series:
         weights, gross = robust_weights(problem, theta.hyper)
         if weights is not None:
             pairs = zip(problem.series, weights, strict=True)
             series = tuple(replace(s, precision=s.precision * (1.0 if w is None else w)) for s, w in pairs)
-            problem = Problem(problem.hierarchy, series, problem.hyper)
-            theta = learn(problem.series, problem.hierarchy, guess)
+            problem = replace(problem, series=series)
+            theta = learn(problem.views, guess)
     hypers = theta.hypers
     parts = [
         settle(problem, one, cube, draws=draws // len(hypers) + (i < draws % len(hypers)), seed=seed * 1009 + i, **solver)

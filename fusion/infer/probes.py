@@ -253,21 +253,21 @@ def _channels(seen: Rows, series: Looks, amount: NDArray[Any]) -> Rows:
     }
 
 
-def probe(looks: Sequence[Looks], hierarchy: Hierarchy, hyper: Hyper, seed: int = 0) -> tuple[Probes, ...]:
+def probe(views: Sequence[tuple[Sequence[Looks], Hierarchy]], hyper: Hyper, seed: int = 0) -> tuple[Probes, ...]:
     """All probes of a tile, in at most two batches (few looks, many looks); empty where nothing was seen.
 
+    views: looks with the hierarchy that they judge, all of one tile.
     hyper: a guess of theta, which only sets how bands are weighed into channels.
     """
-    if not looks:
-        return ()
     rng = np.random.default_rng(seed)
     strength = np.mean(np.asarray(hyper.sd) ** 2, axis=1)
-    fine = tuple(series for series in looks if not series.coarse)
     found: list[tuple[str, Rows]] = []
-    for scale, plus, minus in contrasts(hierarchy, seed):
-        able = fine if fine and scale in ("object", "pixel") else tuple(looks)
-        parts, gram = jax.device_get(_see(able, hierarchy.spaces, plus, minus))
-        found += [(scale, rows) for rows in _rows(parts, gram, able, strength, scale, rng)]
+    for looks, hierarchy in views:
+        fine = tuple(series for series in looks if not series.coarse)
+        for scale, plus, minus in contrasts(hierarchy, seed) if looks else ():
+            able = fine if fine and scale in ("object", "pixel") else tuple(looks)
+            parts, gram = jax.device_get(_see(able, hierarchy.spaces, plus, minus))
+            found += [(scale, rows) for rows in _rows(parts, gram, able, strength, scale, rng)]
     batches = [f for f in found if len(f[1]["value"]) <= SMALL], [f for f in found if len(f[1]["value"]) > SMALL]
     return tuple(_stack(batch) for batch in batches if batch)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from fusion.cube.cube import Cube
 from fusion.infer import looks
@@ -14,6 +16,24 @@ from fusion.infer.empirical import Learned, calibrated
 from fusion.infer.landscape import Landscape, images, learn, parted, surveyed
 from fusion.infer.looks import Looks
 from fusion.process.hierarchy import Hierarchy, Hyper, build
+from fusion.process.landscape import Cover
+
+View = tuple[tuple[Looks, ...], Hierarchy]
+"""looks, and a hierarchy that is judged by them"""
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """A hierarchy whose classes and segments were drawn from some of the fine looks, and who may judge it: the other looks."""
+
+    hierarchy: Hierarchy
+    judges: tuple[NDArray[np.float32], ...]
+    """(n,) of each series, 1 or 0"""
+
+    def view(self, series: Sequence[Looks]) -> View:
+        """The problem's series with the looks that may not judge taken out."""
+        pairs = zip(series, self.judges, strict=True)
+        return tuple(replace(s, precision=s.precision * jnp.asarray(j)[:, None, None, None]) for s, j in pairs), self.hierarchy
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +46,18 @@ class Problem:
     """prior medians for the sensors at hand"""
     learned: tuple[Any, ...] = ()
     """what calibration found of each coarse raster"""
+    folds: tuple[Fold, ...] = ()
+
+    @property
+    def views(self) -> list[View]:
+        """What theta is learned from: the folds, or the problem itself where there are none."""
+        return [fold.view(self.series) for fold in self.folds] or [(self.series, self.hierarchy)]
 
 
 def pose(
     observations: Sequence[Any], cube: Cube, *, origin: tuple[int, int] = (0, 0), classes: int = 64, segment: int = 8,
     spacing: float | None = None, ranks: Mapping[str, int] | None = None, seed: int = 0, calibrate: bool = True,
-    landscape: Landscape | None = None,
+    landscape: Landscape | None = None, folded: bool = False,
 ) -> Problem:
     """The problem of one tile.
 
@@ -40,6 +66,7 @@ def pose(
     functions per level.
     calibrate: first learn blur, shift, gain and discrepancy of coarse sensors where fine ones saw the same ground.
     landscape: what several tiles learned together (`fusion.infer.landscape`); None = learned from these observations alone.
+    folded: with the folds that theta is learned from.
     """
     learned: tuple[Learned, ...] = ()
     if calibrate:
@@ -48,11 +75,27 @@ def pose(
     keys, stack = images(fine, cube)
     if landscape is None:
         landscape = learn([surveyed(useful, fine, coarse, keys, stack[:, None], learned, cube)], cube, classes=classes, seed=seed)
-    seen = landscape.cover.features(landscape.planes(keys, stack))
-    hierarchy = build(
-        cube.calendar.days, cube.basis.prior, landscape.colour, landscape.cover.classes(seen, classes),
-        landscape.cover.segments(seen, segment, origin), origin=origin, spacing=spacing or landscape.spacing, ranks=ranks,
-        empirical=landscape.empirical, capacity=int(np.prod([n // segment + 2 for n in cube.grid.shape])),
-    )
-    sensors = tuple(sorted({o.sensor for o in useful}))
-    return Problem(hierarchy, looks.stack(useful, hierarchy, sensors, cube.calendar.day_of), Hyper.default(cube.basis.rank, sensors), learned)
+    planes = landscape.planes(keys, stack)
+
+    def arranged(cover: Cover) -> Hierarchy:
+        seen = cover.features(planes)
+        return build(
+            cube.calendar.days, landscape.prior, landscape.colour, cover.classes(seen, classes), cover.segments(seen, segment, origin),
+            origin=origin, spacing=spacing or landscape.spacing, ranks=ranks, empirical=landscape.empirical,
+            capacity=int(np.prod([n // segment + 2 for n in cube.grid.shape])),
+        )
+
+    hierarchy, sensors = arranged(landscape.cover), tuple(sorted({o.sensor for o in useful}))
+    series = looks.stack(useful, hierarchy, sensors, cube.calendar.day_of)
+    folds = tuple(Fold(arranged(half), _judges(series, half, landscape, cube)) for half in (landscape.halves if folded else ()))
+    return Problem(hierarchy, series, Hyper.default(cube.basis.rank, sensors), learned, folds)
+
+
+def _judges(series: Sequence[Looks], half: Cover, landscape: Landscape, cube: Cube) -> tuple[NDArray[np.float32], ...]:
+    """(n,) of each series, 0 for fine looks whose images the cover was drawn from."""
+    drawn = {(key[0], key[2]) for key, load in zip(landscape.keys, np.abs(half.loadings).max(0), strict=True) if load > 0}
+    out = []
+    for one in series:
+        times = np.abs(np.asarray(one.days)[:, None] - cube.calendar.days).argmin(1)
+        out.append(np.array([one.coarse or (one.sensor, t) not in drawn for t in times], np.float32))
+    return tuple(out)

@@ -20,6 +20,7 @@ from fusion.infer.collapsed import count, exact, probed
 from fusion.infer.looks import Looks
 from fusion.infer.posterior import Status
 from fusion.infer.probes import Probes, probe
+from fusion.infer.problem import View
 from fusion.process.hierarchy import LEVELS, Hierarchy, Hyper
 
 Vector = NDArray[np.float64]
@@ -75,16 +76,17 @@ Evidence = tuple[tuple[Probes, ...] | tuple[Looks, ...], Hierarchy, Prior]
 """all arrays that the log posterior of u needs: arguments of what is compiled, never constants in it"""
 
 
-def evidence(series: Sequence[Looks], hierarchy: Hierarchy, hyper: Hyper, prior: tuple[Any, Any] | None, seed: int) -> Evidence:
-    """Probes, or the looks themselves on a tiny tile. prior: of u, None = N(0, I)."""
+def evidence(views: Sequence[View], hyper: Hyper, prior: tuple[Any, Any] | None, seed: int) -> Evidence:
+    """Probes, or the looks themselves on a tiny tile that one hierarchy describes. prior: of u, None = N(0, I)."""
     size = Hyper.size(hyper.rank, len(hyper.sensors))
     mean, sd = prior if prior is not None else (np.zeros(size), np.ones(size))
     known = jnp.asarray(mean, jnp.float32), jnp.asarray(sd, jnp.float32)
-    if count(hierarchy) <= TINY:
+    series, hierarchy = views[0]
+    if len(views) == 1 and count(hierarchy) <= TINY:
         return tuple(series), hierarchy, known
     # Without the tile's own spaces all tiles of one calendar share a compile.
     bare = replace(hierarchy, spaces={}, rows=jnp.zeros(0, jnp.int32), cols=jnp.zeros(0, jnp.int32))
-    return probe(tuple(series), hierarchy, hyper, seed), bare, known
+    return probe(views, hyper, seed), bare, known
 
 
 def log_posterior(u: Array, known: Evidence, sensors: tuple[str, ...]) -> Array:
@@ -150,10 +152,10 @@ def of_prior(known: Evidence, rank: int, sensors: tuple[str, ...], draws: int, s
 
 
 def start(
-    series: Sequence[Looks], hierarchy: Hierarchy, hyper: Hyper, prior: tuple[Any, Any] | None, seed: int
+    views: Sequence[View], hyper: Hyper, prior: tuple[Any, Any] | None, seed: int
 ) -> tuple[Evidence, Place | None, dict[str, Any]]:
     """(evidence, place, diagnostics) where both engines begin: probes and their Laplace approximation; no place without data."""
-    known = evidence(series, hierarchy, hyper, prior, seed)
+    known = evidence(views, hyper, prior, seed)
     if not known[0]:
         return known, None, {}
     mode, covariance, value = laplace(known, hyper.sensors)

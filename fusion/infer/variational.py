@@ -20,11 +20,11 @@ from numpyro.infer.initialization import init_to_value
 from numpyro.optim import Adam
 
 from fusion.cube.cube import Cube
-from fusion.infer.looks import Looks
 from fusion.infer.mixture import aligned, fit_with
 from fusion.infer.posterior import Posterior
+from fusion.infer.problem import View
 from fusion.infer.theta import Evidence, Place, Theta, antithetic, of_prior, start, whitened
-from fusion.process.hierarchy import Hierarchy, Hyper
+from fusion.process.hierarchy import Hyper
 
 
 @cache
@@ -56,16 +56,17 @@ def _refine(size: int, sensors: tuple[str, ...], rate: float, particles: int) ->
 
 
 def learn(
-    series: Sequence[Looks], hierarchy: Hierarchy, hyper: Hyper, *, prior: tuple[Any, Any] | None = None, draws: int = 4,
+    views: Sequence[View], hyper: Hyper, *, prior: tuple[Any, Any] | None = None, draws: int = 4,
     steps: int = 100, seed: int = 0, rate: float = 0.02, particles: int = 2,
 ) -> Theta:
     """q(theta) of one tile.
 
-    hyper: names the sensors and guesses theta. prior: mean and sd (D,) of u, as `Population.prior` gives them; None = N(0, I).
+    views: looks with the hierarchy that they judge, as `Problem.views` gives them. hyper: names the sensors and guesses theta.
+    prior: mean and sd (D,) of u, as `Population.prior` gives them; None = N(0, I).
     draws: of theta. steps: of SVI after the Laplace start. Without data the answer is the prior, with status NO_DATA.
     Deterministic by seed.
     """
-    known, place, found = start(series, hierarchy, hyper, prior, seed)
+    known, place, found = start(views, hyper, prior, seed)
     if place is None:
         return of_prior(known, hyper.rank, hyper.sensors, draws, seed)
     mean, root = (np.asarray(v, np.float64) for v in place)
@@ -92,8 +93,8 @@ def fit(
     of theta that are mixed. robust: Student-t noise where residuals ask for it. settings: those of `problem.pose`.
     """
 
-    def learned(series: Sequence[Looks], hierarchy: Hierarchy, guess: Hyper) -> Theta:
-        return learn(series, hierarchy, guess, prior=aligned(prior, guess), draws=thetas, steps=steps, seed=seed)
+    def learned(views: Sequence[View], guess: Hyper) -> Theta:
+        return learn(views, guess, prior=aligned(prior, guess), draws=thetas, steps=steps, seed=seed)
 
     solver = {"tolerance": tolerance, "max_iterations": max_iterations, "samples": samples}
     return fit_with(

@@ -18,10 +18,12 @@ from fusion.cube.spectrum import SpectralBasis
 from fusion.infer.empirical import Learned, pooled
 from fusion.infer.landscape import Landscape, Survey, images, learn, parted, survey, surveyed
 from fusion.infer.problem import pose
+from fusion.infer.sight import Sight, adapted
 from fusion.observe.footprint import footprint
 from fusion.observe.layer import Layer
 from fusion.observe.observation import Observation
 from fusion.observe.psf import PSF
+from fusion.process.hierarchy import Hyper, canonical_mixing
 
 EDGE, HALO = 40, 8
 TIMES = 4
@@ -158,6 +160,63 @@ def test_a_landscape_of_later_times_is_a_part_of_it(two: Any) -> None:
     assert np.mean(np.diag(part.empirical)) == pytest.approx(1)
     again = [replace(o, layer=Layer.of(o.layer.footprint, np.eye(3), cube.basis.mean, np.eye(2)[t])) for t, o in enumerate(looks[2:])]
     assert pose(again, later, origin=origin, landscape=part).hierarchy.shape == (2, 3, EDGE, EDGE)
+
+
+def test_a_look_never_judges_classes_that_were_drawn_from_it(two: Any) -> None:
+    """Every fine look judges in one fold, whose classes and segments do not move when its data do."""
+    looks, cube, origin = two[0]
+    shared = learn(surveys(two), cube)
+    problem = pose(looks, cube, origin=origin, folded=True)
+    judged = np.stack([fold.judges[0][:TIMES] for fold in problem.folds])
+    np.testing.assert_array_equal(judged.sum(0), 1)
+    assert not pose(looks, cube, origin=origin).folds
+    for turned in range(TIMES):
+        moved = [replace(o, data=o.data[..., ::-1].copy()) if t == turned else o for t, o in enumerate(looks)]
+        there = pose(moved, cube, origin=origin, folded=True)
+        for fold, other, judge in zip(problem.folds, there.folds, judged[:, turned], strict=True):
+            before, after = (tuple(f.hierarchy.spaces[name] for name in ("class", "object")) for f in (fold, other))
+            assert equal(before, after) == bool(judge)
+    for view, judge in zip(problem.views, judged, strict=True):
+        seen = (np.asarray(view[0][0].precision) > 0).any((1, 2, 3))[:TIMES]
+        np.testing.assert_array_equal(seen, judge == 1)
+    together = pose(looks, cube, origin=origin, landscape=Landscape.from_arrays(shared.to_arrays()), folded=True)
+    assert [f.judges[0][:TIMES].tolist() for f in together.folds] == judged.tolist()
+    one = pose(looks[:1], cube, origin=origin, folded=True)  # one date alone cannot be parted
+    assert not one.folds
+    assert [h is one.hierarchy for _, h in one.views] == [True]
+
+
+def sight(x: np.ndarray, library: np.ndarray, colour: np.ndarray, noise: float, stated: float) -> Sight:
+    """The sight of a sensor whose canonical components are x (K, N)."""
+    mixing = canonical_mixing(library, colour / stated).astype(float)
+    data = colour @ mixing @ x + noise * np.random.default_rng(1).normal(size=(len(colour), x.shape[1]))
+    bands = len(colour)
+    return Sight(4, np.full(bands, 1 / stated), colour, x.shape[1], data @ data.T / x.shape[1], np.full(bands, stated**2))
+
+
+def test_the_prior_has_the_variance_that_the_images_show() -> None:
+    """Library x scale^2 where the sensor sees a component well, the library where it does not, between them for a few pixels."""
+    rng = np.random.default_rng(0)
+    library, colour = 0.05**2 * (np.eye(4) + 0.4), rng.normal(size=(3, 4))  # three bands: one component is never seen
+    mixing = canonical_mixing(library, colour / 0.004).astype(float)
+    scale = np.array([0.3, 1.8, 0.5, 0.1])
+    total = float((np.asarray(Hyper.default(1, ()).sd) ** 2).sum())
+    x = np.sqrt(total) * scale[:, None] * rng.normal(size=(4, 200_000))
+
+    def found(pixels: int, noise: float, stated: float) -> np.ndarray:
+        made, prior = adapted(library, [{"fine": sight(x[:, :pixels], library, colour, noise, stated)}])
+        np.testing.assert_allclose(made, colour / stated)
+        back = np.linalg.inv(mixing)
+        return np.sqrt(np.diag(back @ prior @ back.T))
+
+    np.testing.assert_allclose(found(200_000, 0.004, 0.004), [*scale[:3], 1], rtol=0.08)
+    np.testing.assert_allclose(found(200_000, 0.006, 0.004), [*scale[:3], 1], rtol=0.15)  # noisier than it says
+    few = found(200, 0.004, 0.004)[:3]
+    assert (np.abs(np.log(few)) < 0.5 * np.abs(np.log(scale[:3]))).all()
+    assert ((few - 1) * (scale[:3] - 1) > 0).all()
+    empty, same = adapted(library, [])
+    np.testing.assert_array_equal(empty, np.eye(4))
+    np.testing.assert_array_equal(same, library)
 
 
 def test_calibrations_are_pooled_by_clear_values() -> None:

@@ -55,12 +55,12 @@ def monte_carlo(logs: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def sampled(tiny: Any) -> Theta:
-    return mcmc.sample(tiny.series, tiny.hierarchy, tiny.hyper, draws=8, samples=DRAWS, warmup=100, chains=2, seed=1)
+    return mcmc.sample([(tiny.series, tiny.hierarchy)], tiny.hyper, draws=8, samples=DRAWS, warmup=100, chains=2, seed=1)
 
 
 @pytest.fixture(scope="module")
 def learned(tiny: Any) -> Theta:
-    return variational.learn(tiny.series, tiny.hierarchy, tiny.hyper, draws=8, seed=1)
+    return variational.learn([(tiny.series, tiny.hierarchy)], tiny.hyper, draws=8, seed=1)
 
 
 def field(world: Any, theta: Theta) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -108,7 +108,7 @@ def test_diagnostics_decide_the_status(tiny: Any, sampled: Theta) -> None:
     assert sampled.diagnostics["r_hat"] <= mcmc.R_HAT
     assert sampled.diagnostics["effective_samples"] > 30
     assert sampled.draws.shape == (8, len(sampled.mean))
-    hurried = mcmc.sample(tiny.series, tiny.hierarchy, tiny.hyper, draws=4, samples=6, warmup=0, chains=2, depth=1, seed=1)
+    hurried = mcmc.sample([(tiny.series, tiny.hierarchy)], tiny.hyper, draws=4, samples=6, warmup=0, chains=2, depth=1, seed=1)
     assert hurried.status is Status.BAD_SAMPLES
     assert "R-hat" in hurried.message
     assert np.isfinite(hurried.draws).all()
@@ -116,15 +116,15 @@ def test_diagnostics_decide_the_status(tiny: Any, sampled: Theta) -> None:
 
 @pytest.mark.slow
 def test_engines_are_deterministic(tiny: Any, learned: Theta) -> None:
-    again = variational.learn(tiny.series, tiny.hierarchy, tiny.hyper, draws=8, seed=1)
+    again = variational.learn([(tiny.series, tiny.hierarchy)], tiny.hyper, draws=8, seed=1)
     np.testing.assert_array_equal(again.draws, learned.draws)
 
 
 @pytest.mark.slow
 def test_no_data_is_the_prior(tiny: Any) -> None:
     for theta in (
-        mcmc.sample((), tiny.hierarchy, tiny.hyper, draws=4),
-        variational.learn((), tiny.hierarchy, tiny.hyper, draws=4),
+        mcmc.sample([((), tiny.hierarchy)], tiny.hyper, draws=4),
+        variational.learn([((), tiny.hierarchy)], tiny.hyper, draws=4),
     ):
         assert theta.status is Status.NO_DATA
         np.testing.assert_allclose(theta.mean, 0)
@@ -136,7 +136,7 @@ def test_a_sharp_prior_is_obeyed(tiny: Any) -> None:
     """Pooling's hand-over: with a prior of sd .01 around a value, that value comes back."""
     wanted = np.full(len(tiny.hyper.names()), 0.4)
     prior = wanted, np.full(wanted.shape, 0.01)
-    theta = variational.learn(tiny.series, tiny.hierarchy, tiny.hyper, prior=prior, draws=2)
+    theta = variational.learn([(tiny.series, tiny.hierarchy)], tiny.hyper, prior=prior, draws=2)
     np.testing.assert_allclose(theta.mean, wanted, atol=0.02)
 
 
@@ -145,7 +145,7 @@ def test_spoiled_data_still_give_finite_numbers(tiny: Any) -> None:
     """Two sensors that contradict each other by .5, and noise stated a hundred times too small."""
     fine, coarse = sorted(tiny.series, key=lambda s: s.sensor != "fine")
     spoiled = (replace(fine, data=fine.data + 0.5 * (fine.precision > 0), precision=fine.precision * 1e4), coarse)
-    theta = variational.learn(spoiled, tiny.hierarchy, tiny.hyper, draws=2)
+    theta = variational.learn([(spoiled, tiny.hierarchy)], tiny.hyper, draws=2)
     assert np.isfinite(theta.draws).all()
     assert np.isfinite(theta.sd).all()
 

@@ -41,7 +41,7 @@ def test_probes_are_as_uncertain_as_their_covariance_says() -> None:
     slope = jax.jit(jax.grad(lambda u, batches, hierarchy: probed(u, batches, hierarchy, world.hyper.sensors)))
     for seed in range(16):
         draw(seed)
-        batches = probe(world.series, world.hierarchy, world.hyper, 0)
+        batches = probe([(world.series, world.hierarchy)], world.hyper, 0)
         curves.append(np.asarray(slope(u, batches, world.hierarchy)))
         for batch in batches:
             # log p(value) - log p(0) = -1/2 value^T S^-1 value

@@ -1,0 +1,111 @@
+"""How the finest sensor sees the ground, and what its images say of how much the ground varies.
+
+The spectral library says how the spectra of the world differ. One place holds less, or other, variety: a valley of fields may have a third of the
+library's spread in one component and all of it in another. The covariance of z that the hierarchy starts from is therefore the
+library's with the variance of each canonical component moved to what the fine images show of it, as far as they can tell it apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusion.process.hierarchy import Hyper, canonical_mixing
+
+Array = NDArray[np.float64]
+PIXELS = 1000
+"""clear pixels, alike as neighbours are, that count as much as the library's word"""
+LEAST = 0.01
+"""of the library's variance: no component vanishes"""
+UNSEEN = 0.01
+"""|a_k|^2 below which a component is one that no image shows"""
+DOUBT = 2.0
+"""times its stated sd a sensor's noise may have"""
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """How one sensor sees one tile."""
+
+    looks: int
+    """its fine looks; 0 of a coarse sensor"""
+    sharp: Array
+    """(B,) one over its noise sd"""
+    colour: Array
+    """(B, K) H"""
+    pixels: int
+    """clear pixels in its fine looks"""
+    square: Array
+    """(B, B) mean over them of y y^T, y the data without the spectral mean"""
+    noise: Array
+    """(B,) mean over them of the noise variance that is in it"""
+
+    @classmethod
+    def of(cls, looks: Sequence[Any]) -> Sight:
+        """Of a tile's looks of one sensor; those that see other bands than the first (pseudo-bands of another flight) only count."""
+        first, fine = looks[0], [o for o in looks if not o.layer.footprint.coarse]
+        colour = np.asarray(first.layer.colour, np.float64)
+        alike = [o for o in fine if np.array_equal(o.layer.colour, colour)]
+        return cls(len(fine), sharpness(first), colour, *_squares(alike, len(colour)))
+
+    @classmethod
+    def from_attrs(cls, attrs: Mapping[str, Any]) -> Sight:
+        """From plain numbers and lists by field."""
+        arrays = {name: np.asarray(value, np.float64) for name, value in attrs.items() if isinstance(value, list)}
+        return cls(**{**attrs, **arrays})
+
+
+def sharpness(obs: Any) -> Array:
+    """(B,) one over the median noise sd: canonical components are those that the sensor tells apart independently."""
+    seen = np.asarray(obs.precision) > 0
+    noise = 1 / np.where(seen, obs.precision, 1.0) + np.asarray(obs.residual_var)[:, None, None]
+    return np.array([1 / np.sqrt(max(float(np.median(n[s])), 1e-8)) if s.any() else 0.0 for n, s in zip(noise, seen, strict=True)])
+
+
+def _squares(looks: Sequence[Any], bands: int) -> tuple[int, Array, Array]:
+    """(clear pixels, (B, B) mean of y y^T over them, (B,) mean noise variance) of looks of one colour."""
+    count, total, noise = 0, np.zeros((bands, bands)), np.zeros(bands)
+    for obs in looks:
+        precision, data = np.asarray(obs.precision, np.float64), np.asarray(obs.data, np.float64)
+        clear = ((precision > 0) & np.isfinite(data) & np.isfinite(precision)).all(axis=0)
+        total += data[:, clear] @ data[:, clear].T
+        noise += (1.0 / precision[:, clear]).sum(1) + clear.sum() * np.asarray(obs.residual_var)
+        count += int(clear.sum())
+    return count, total / max(count, 1), noise / max(count, 1)
+
+
+def adapted(library: Array, tiles: Sequence[Mapping[str, Sight]]) -> tuple[Array, Array]:
+    """(H (B, K) of the finest sensor in units of its noise, (K, K) the covariance of z on this ground).
+
+    library: (K, K). tiles: the sights of each, by sensor. The finest sensor is the one with most fine looks; tiles that see other
+    bands with it are left out. Without any sight, the identity and the library's covariance.
+
+    u = a_k^T y / |a_k|^2, a_k column k of H M, is x_k with noise 1 / |a_k|^2, since the columns are orthogonal. So the variance of x_k is at
+    most the mean square of u, and at least that less the noise at DOUBT times its stated sd: the library's variance moves into these
+    bounds if it lies outside. What the sensor does not tell apart stays as the library has it.
+    """
+    sights: dict[str, list[Sight]] = {}
+    for tile in tiles:
+        for name, sight in tile.items():
+            sights.setdefault(name, []).append(sight)
+    if not sights:
+        return np.eye(len(library)), library
+    seen = sights[max(sorted(sights), key=lambda name: sum(one.looks for one in sights[name]))]
+    alike = [one for one in seen if one.colour.shape == seen[0].colour.shape and np.allclose(one.colour, seen[0].colour)]
+    sharp, pixels = np.median([one.sharp for one in alike], axis=0), sum(one.pixels for one in alike)
+    colour = sharp[:, None] * seen[0].colour
+    square, noise = (sum(one.pixels * part(one) for one in alike) / max(pixels, 1) for part in (lambda s: s.square, lambda s: np.diag(s.noise)))
+    mixing = canonical_mixing(library, colour).astype(np.float64)
+    seen_as = colour @ mixing
+    strength = (seen_as**2).sum(0)
+    total = (np.asarray(Hyper.default(1, ()).sd, np.float64) ** 2).sum()  # of x under the prior medians
+    unit = sharp[:, None] * seen_as / np.maximum(strength, UNSEEN)
+    most, stated = (np.einsum("bk,bc,ck->k", unit, part, unit) / total for part in (square, noise))
+    shown = np.clip(1.0, np.maximum(most - DOUBT**2 * stated, LEAST), np.maximum(most, LEAST))
+    shown = np.where(strength > UNSEEN, shown, 1.0)
+    share = pixels / (pixels + PIXELS)
+    return colour, np.asarray((mixing * shown**share) @ mixing.T)
