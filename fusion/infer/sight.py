@@ -2,7 +2,7 @@
 
 The spectral library says how the spectra of the world differ. One place holds less, or other, variety: a valley of fields may have a third of the
 library's spread in one component and all of it in another. The covariance of z that the hierarchy starts from is therefore the
-library's with the variance of each canonical component moved to what the fine images show of it, as far as they can tell it apart.
+library's with the variance of each canonical component moved towards what the fine images show of it, if they contradict it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ LEAST = 0.01
 """of the library's variance: no component vanishes"""
 UNSEEN = 0.01
 """|a_k|^2 below which a component is one that no image shows"""
+WITHIN = 4.0
+"""a component's variance over the dates and the ground that were seen says this much, as a factor, of what it may yet do"""
 DOUBT = 2.0
 """times its stated sd a sensor's noise may have"""
 
@@ -85,8 +87,8 @@ def adapted(library: Array, tiles: Sequence[Mapping[str, Sight]]) -> tuple[Array
     bands with it are left out. Without any sight, the identity and the library's covariance.
 
     u = a_k^T y / |a_k|^2, a_k column k of H M, is x_k with noise 1 / |a_k|^2, since the columns are orthogonal. So the variance of x_k is at
-    most the mean square of u, and at least that less the noise at DOUBT times its stated sd: the library's variance moves into these
-    bounds if it lies outside. What the sensor does not tell apart stays as the library has it.
+    most the mean square of u, and at least that less the noise at DOUBT times its stated sd: the library's variance moves to within a
+    factor WITHIN of these bounds if it lies outside. What the sensor does not tell apart stays as the library has it.
     """
     sights: dict[str, list[Sight]] = {}
     for tile in tiles:
@@ -105,7 +107,7 @@ def adapted(library: Array, tiles: Sequence[Mapping[str, Sight]]) -> tuple[Array
     total = (np.asarray(Hyper.default(1, ()).sd, np.float64) ** 2).sum()  # of x under the prior medians
     unit = sharp[:, None] * seen_as / np.maximum(strength, UNSEEN)
     most, stated = (np.einsum("bk,bc,ck->k", unit, part, unit) / total for part in (square, noise))
-    shown = np.clip(1.0, np.maximum(most - DOUBT**2 * stated, LEAST), np.maximum(most, LEAST))
+    shown = np.clip(1.0, np.maximum(most - DOUBT**2 * stated, LEAST) / WITHIN, np.maximum(most, LEAST) * WITHIN)
     shown = np.where(strength > UNSEEN, shown, 1.0)
     share = pixels / (pixels + PIXELS)
     return colour, np.asarray((mixing * shown**share) @ mixing.T)
