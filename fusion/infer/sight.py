@@ -23,7 +23,7 @@ LEAST = 0.01
 """of the library's variance: no component vanishes"""
 UNSEEN = 0.01
 """|a_k|^2 below which a component is one that no image shows"""
-WITHIN = 4.0
+WITHIN = 2.0
 """a component's variance over the dates and the ground that were seen says this much, as a factor, of what it may yet do"""
 DOUBT = 2.0
 """times its stated sd a sensor's noise may have"""
