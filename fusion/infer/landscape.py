@@ -8,9 +8,9 @@ every tile is posed with the result. A tile by itself is a survey of one: the sa
 
 Images are known by (sensor, band, latent time), not by scene, so that tiles that no common scene covers have planes in common.
 
-Classes and segments are drawn from the fine images, so they explain these images better than they will any other: whoever learned from the same
-images how much classes matter would think too much of them, and be too sure. Hence `halves`: covers drawn from every other date alone, for
-the dates between to judge.
+Classes and segments are drawn from the fine images, so they explain these images better than they will any other. Whoever learned from the
+same images how much classes matter would think too much of them, and be too sure. Hence `halves`: covers drawn from every other
+date alone, for the dates between to judge.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ EDGE = 5
 PATCHES = 64
 """per surveyed tile, fewer if there are so many planes that a survey would have more than VALUES values"""
 VALUES = 2_000_000
+
+
 @dataclass(frozen=True, eq=False)
 class Survey:
     """What one tile says of the ground."""
@@ -87,7 +89,7 @@ class Landscape:
     colour: Array
     """(B, K) of the finest sensor in units of its noise; the identity where no sensor sees anything"""
     prior: Array
-    """(K, K) covariance of z: the library's, with the variance of its canonical components as the images show it"""
+    """(K, K) covariance of z: the library's, its canonical components' variances moved towards what the images show (`adapted`)"""
     spacing: float
     """pixels between nodes of the smooth level"""
     empirical: NDArray[np.float32] | None
