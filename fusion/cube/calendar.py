@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fusion.errors import JobError
 
@@ -119,6 +119,10 @@ class Calendar:
     def day_of(self, instant: Any) -> float:
         """Days since the first latent time."""
         return float((instant_of(instant) - self.times[0]) / DAY)
+
+    def nearest(self, days: ArrayLike) -> NDArray[np.intp]:
+        """(...) index of the latent time nearest to each day, the earlier of two as near."""
+        return np.abs(np.asarray(days)[..., None] - self.days).argmin(-1)
 
     def _hat(self, days: NDArray[np.float64]) -> NDArray[np.float64]:
         """(..., T) linear-interpolation weights of days; zero row where a day lies more than half a step outside."""

@@ -159,10 +159,11 @@ def surveyed(
     return Survey(keys, patches, series, sights, _cell(coarse, cube) if coarse else None, learned)
 
 
-def learn(surveys: Sequence[Survey], cube: Cube, *, classes: int = 64, seed: int = 0) -> Landscape:
+def learn(surveys: Sequence[Survey], cube: Cube, *, classes: int = 64, seed: int = 0, halved: bool = True) -> Landscape:
     """The landscape behind the surveys of tiles of one area, in whatever order they come.
 
-    cube: any tile's; its latent times and components count. classes: number of soft land-cover classes.
+    cube: any tile's; its latent times and components count. classes: number of soft land-cover classes. halved: with the halves, which
+    only engines that learn theta need.
     """
     if len(surveys) == 1:
         keys, patches = surveys[0].keys, surveys[0].patches
@@ -174,7 +175,7 @@ def learn(surveys: Sequence[Survey], cube: Cube, *, classes: int = 64, seed: int
     cells = sorted(s.cell for s in surveys if s.cell is not None)
     colour, prior = adapted(cube.basis.prior, [s.sights for s in surveys])
     return Landscape(
-        keys, Cover.learn(patches, count=classes, seed=seed), _halves(keys, patches, classes, seed), colour,
+        keys, Cover.learn(patches, count=classes, seed=seed), _halves(keys, patches, classes, seed) if halved else (), colour,
         prior, cells[len(cells) // 2] if cells else 16.0, _empirical(surveys, cube),
         pooled([one for s in surveys for one in s.learned]),
     )
@@ -201,14 +202,13 @@ def images(fine: Sequence[Any], cube: Cube) -> tuple[tuple[Key, ...], NDArray[np
     Looks of one sensor at one latent time are averaged by precision.
     """
     made: dict[Key, list[tuple[NDArray[np.float32], float]]] = {}
-    days = cube.calendar.days
     for obs in fine:
         precision = np.asarray(obs.precision)
         both = np.concatenate([np.asarray(obs.data) * (precision > 0), (precision > 0).astype(np.float32)])
         total, weight = np.split(np.asarray(obs.layer.footprint.adjoint(jnp.asarray(both, jnp.float32))), 2)
         with np.errstate(divide="ignore", invalid="ignore"):
             planes = np.where(weight > 0.3 * max(float(weight.max()), 1e-6), total / weight, np.nan)
-        time = int(np.abs(days - cube.calendar.day_of(obs.when)).argmin())
+        time = int(cube.calendar.nearest(cube.calendar.day_of(obs.when)))
         for band, plane, sharp in zip(obs.bands, planes, sharpness(obs), strict=True):
             made.setdefault((str(obs.sensor), str(band), time), []).append((plane, sharp**2))
     if not made:
@@ -239,13 +239,13 @@ def _cell(coarse: Sequence[Any], cube: Cube) -> float:
 
 def _series(looks: Sequence[Any], cube: Cube) -> tuple[Array, Array]:
     """((J, T) deviations of blocks of one sensor's pixels from the mean of their look, unit rms per band, (J, T) 1 where seen)."""
-    days = cube.calendar.days
+    steps = len(cube.calendar)
     bands, high, wide = looks[0].data.shape
     step = max(1, int(np.sqrt(high * wide) // 12))
-    series = np.zeros((len(days), bands, -(-high // step) * -(-wide // step)))
+    series = np.zeros((steps, bands, -(-high // step) * -(-wide // step)))
     weight = np.zeros_like(series)
     for obs in (o for o in looks if o.data.shape == (bands, high, wide)):
-        index = int(np.abs(days - cube.calendar.day_of(obs.when)).argmin())
+        index = int(cube.calendar.nearest(cube.calendar.day_of(obs.when)))
         seen = np.asarray(obs.precision) > 0
         values, there = (_blocks(a, step) for a in (np.where(seen, obs.data, 0.0), seen.astype(float)))
         mean = values.sum(-1) / np.maximum(there.sum(-1), 1)
@@ -254,7 +254,7 @@ def _series(looks: Sequence[Any], cube: Cube) -> tuple[Array, Array]:
     series = np.where(weight > 0, series / np.maximum(weight, 1e-9), 0.0)
     spread = np.sqrt((series**2).sum((0, 2)) / np.maximum((weight > 0).sum((0, 2)), 1))
     series = series / np.maximum(spread, 1e-9)[None, :, None]
-    return series.reshape(len(days), -1).T, (weight > 0).astype(float).reshape(len(days), -1).T
+    return series.reshape(steps, -1).T, (weight > 0).astype(float).reshape(steps, -1).T
 
 
 def _blocks(planes: NDArray[np.floating], step: int) -> NDArray[np.floating]:

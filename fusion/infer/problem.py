@@ -74,7 +74,8 @@ def pose(
     useful, fine, coarse = parted(observations)
     keys, stack = images(fine, cube)
     if landscape is None:
-        landscape = learn([surveyed(useful, fine, coarse, keys, stack[:, None], learned, cube)], cube, classes=classes, seed=seed)
+        own = surveyed(useful, fine, coarse, keys, stack[:, None], learned, cube)
+        landscape = learn([own], cube, classes=classes, seed=seed, halved=folded)
     planes = landscape.planes(keys, stack)
 
     def arranged(cover: Cover) -> Hierarchy:
@@ -94,8 +95,6 @@ def pose(
 def _judges(series: Sequence[Looks], half: Cover, landscape: Landscape, cube: Cube) -> tuple[NDArray[np.float32], ...]:
     """(n,) of each series, 0 for fine looks whose images the cover was drawn from."""
     drawn = {(key[0], key[2]) for key, load in zip(landscape.keys, np.abs(half.loadings).max(0), strict=True) if load > 0}
-    out = []
-    for one in series:
-        times = np.abs(np.asarray(one.days)[:, None] - cube.calendar.days).argmin(1)
-        out.append(np.array([one.coarse or (one.sensor, t) not in drawn for t in times], np.float32))
-    return tuple(out)
+    return tuple(
+        np.array([one.coarse or (one.sensor, t) not in drawn for t in cube.calendar.nearest(one.days).tolist()], np.float32) for one in series
+    )

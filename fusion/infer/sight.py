@@ -96,18 +96,20 @@ def adapted(library: Array, tiles: Sequence[Mapping[str, Sight]]) -> tuple[Array
             sights.setdefault(name, []).append(sight)
     if not sights:
         return np.eye(len(library)), library
-    seen = sights[max(sorted(sights), key=lambda name: sum(one.looks for one in sights[name]))]
-    alike = [one for one in seen if one.colour.shape == seen[0].colour.shape and np.allclose(one.colour, seen[0].colour)]
-    sharp, pixels = np.median([one.sharp for one in alike], axis=0), sum(one.pixels for one in alike)
-    colour = sharp[:, None] * seen[0].colour
-    square, noise = (sum(one.pixels * part(one) for one in alike) / max(pixels, 1) for part in (lambda s: s.square, lambda s: np.diag(s.noise)))
+    finest = sights[max(sorted(sights), key=lambda name: sum(one.looks for one in sights[name]))]
+    first = finest[0].colour
+    alike = [one for one in finest if one.colour.shape == first.shape and np.allclose(one.colour, first)]
+    sharp = np.median([one.sharp for one in alike], axis=0)
+    colour = sharp[:, None] * first
+    pixels = np.array([one.pixels for one in alike], np.float64)
+    weight = pixels / max(pixels.sum(), 1)
+    square, noise = np.tensordot(weight, [one.square for one in alike], 1), weight @ np.array([one.noise for one in alike])
     mixing = canonical_mixing(library, colour).astype(np.float64)
-    seen_as = colour @ mixing
-    strength = (seen_as**2).sum(0)
+    columns = colour @ mixing
+    strength = (columns**2).sum(0)
     total = (np.asarray(Hyper.default(1, ()).sd, np.float64) ** 2).sum()  # of x under the prior medians
-    unit = sharp[:, None] * seen_as / np.maximum(strength, UNSEEN)
-    most, stated = (np.einsum("bk,bc,ck->k", unit, part, unit) / total for part in (square, noise))
+    unit = sharp[:, None] * columns / np.maximum(strength, UNSEEN)
+    most, stated = np.einsum("bk,bc,ck->k", unit, square, unit) / total, noise @ unit**2 / total
     shown = np.clip(1.0, np.maximum(most - DOUBT**2 * stated, LEAST) / WITHIN, np.maximum(most, LEAST) * WITHIN)
     shown = np.where(strength > UNSEEN, shown, 1.0)
-    share = pixels / (pixels + PIXELS)
-    return colour, np.asarray((mixing * shown**share) @ mixing.T)
+    return colour, np.asarray((mixing * shown ** (pixels.sum() / (pixels.sum() + PIXELS))) @ mixing.T)

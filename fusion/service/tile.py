@@ -121,7 +121,7 @@ def learn_tiles(
     at = desk(url, fingerprint)
     found = [at.store.objects.get_arrays(f"{SURVEYS}/{row}.{col}.npz") for row, col in sorted(sample)]
     surveys = [s for s in (Survey.from_arrays(arrays) for arrays in found if arrays is not None) if s.sights]
-    classes = {"classes": int(at.job.engine.settings["classes"])} if "classes" in at.job.engine.settings else {}
+    classes: dict[str, Any] = {"classes": int(at.job.engine.settings["classes"])} if "classes" in at.job.engine.settings else {}
     made = learn(surveys, at.store.cube, **classes).to_arrays() if surveys else {"nothing": np.zeros(0)}
     at.store.objects.put_arrays(LANDSCAPE, made)
     return {"tile": index, "status": "OK"}

@@ -117,3 +117,9 @@ def test_two_orbits_out_of_phase_are_met_by_halves() -> None:
     other = instant_of("2024-05-07T17:30") + np.arange(4) * 8 * DAY
     start, left = in_phase(np.concatenate([one, other]), "2024-05-01", "2024-06-20", 8)
     assert (str(start), left) in (("2024-05-03", 4), ("2024-05-04", 4))
+
+
+def test_the_nearest_latent_time_is_the_earlier_of_two_as_near() -> None:
+    calendar = Calendar.regular("2024-05-01", "2024-05-25", 8)
+    np.testing.assert_array_equal(calendar.nearest([-3, 0, 3.9, 4, 4.1, 20.5, 99]), [0, 0, 0, 0, 1, 3, 3])
+    assert int(calendar.nearest(9.0)) == 1
