@@ -81,9 +81,15 @@ def _inverse(root: Array) -> Array:
     if size <= 24:
         return jax.scipy.linalg.solve_triangular(root, jnp.broadcast_to(jnp.eye(size), root.shape), lower=True)
     half = size // 2
-    first, last = _inverse(root[..., :half, :half]), _inverse(root[..., half:, half:])
+    first = _inverse(root[..., :half, :half])
+    last = _inverse(_after(root[..., half:, half:], first))
     corner = -last @ root[..., half:, :half] @ first
     return jnp.block([[first, jnp.zeros_like(jnp.swapaxes(corner, -1, -2))], [corner, last]])
+
+
+def _after(value: Array, earlier: Array) -> Array:
+    """The value, but never computed at the same time as `earlier`: two batched LAPACK calls at once stop a two-core machine (`blocks`)."""
+    return value + 0.0 * earlier.reshape(-1)[0]
 
 
 def _pull(saved: tuple[Array, Array], change: Array) -> tuple[Array, Array]:
@@ -96,9 +102,10 @@ def _pull(saved: tuple[Array, Array], change: Array) -> tuple[Array, Array]:
 log_normal.defvjp(_log_normal, _pull)
 
 
-def terms(probes: Probes, hierarchy: Hierarchy, hyper: Hyper) -> Array:
-    """(J, K) the log density of every probe and channel; 0 where nothing was seen."""
-    found = log_normal(covariance(probes, hierarchy, hyper), jnp.swapaxes(probes.value * probes.seen, 1, 2))
+def terms(probes: Probes, hierarchy: Hierarchy, hyper: Hyper, earlier: Array | None = None) -> Array:
+    """(J, K) the log density of every probe and channel; 0 where nothing was seen.  earlier: what has to be computed before (`_after`)."""
+    spread = covariance(probes, hierarchy, hyper)
+    found = log_normal(spread if earlier is None else _after(spread, earlier), jnp.swapaxes(probes.value * probes.seen, 1, 2))
     return found - 0.5 * probes.seen.sum(1) * jnp.log(2 * jnp.pi)
 
 
@@ -108,7 +115,9 @@ def probed(white: Array, batches: tuple[Probes, ...], hierarchy: Hierarchy, sens
     white: u (D,) of `Hyper.from_white`. A pure function of arrays: pass the batches as arguments of what is compiled.
     """
     hyper = Hyper.from_white(white, hierarchy.mixing.shape[0], sensors)
-    total = sum((terms(batch, hierarchy, hyper).sum() for batch in batches), jnp.zeros(()))
+    total = jnp.zeros(())
+    for batch in batches:
+        total = total + terms(batch, hierarchy, hyper, total).sum()
     return jnp.where(jnp.isfinite(total), total, -1e30)
 
 

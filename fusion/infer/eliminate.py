@@ -104,6 +104,8 @@ class _Side:
     kind: Array
     place: Array
     """(K, n, .) temporal designs"""
+    stills: Array
+    """(P,) weight of the scene"""
     kinds: Array
     """(C, P)"""
     places: Array
@@ -111,8 +113,9 @@ class _Side:
 
     def outer(self, info: Array) -> tuple[Array, ...]:
         """The blocks with the scene: scene-scene, class-scene, place-scene.  info: (K, P, n, n)."""
-        js = jnp.einsum("kpnm,kmt->kpnt", info, self.scene)
-        ss = jnp.einsum("knt,kpnu->ktu", self.scene, js)
+        stills = self.stills[:, None, None]
+        js = jnp.einsum("kpnm,kmt->kpnt", info * stills, self.scene)
+        ss = jnp.einsum("knt,kpnu->ktu", self.scene, js * stills)
         cs = jnp.einsum("cp,kprt->krct", self.kinds, jnp.einsum("knr,kpnt->kprt", self.kind, js))
         gs = jnp.einsum("gp,kprt->krgt", self.places, jnp.einsum("knr,kpnt->kprt", self.place, js))
         return ss, _square(cs), _square(gs)
@@ -200,7 +203,7 @@ def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper
     steps, rank, *shape = hierarchy.shape
     starts = [sum(counts[:i]) for i in range(len(counts))]
     total = max(sum(counts), 1)
-    objects = hierarchy.spaces["object"]
+    objects, alive = hierarchy.spaces["object"], hierarchy.liveliness
     nodes = dense(hierarchy.spaces["place"], (shape[0], shape[1]))
 
     def designs(tau: Array, offset: Array) -> tuple[Array, ...]:
@@ -218,7 +221,7 @@ def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper
 
     fine = [i for i, s in enumerate(series) if not s.coarse]
     if fine:
-        weight = jnp.concatenate([jnp.maximum(series[i].footprint.adjoint(channels[i].weight), 0.0) for i in fine])
+        weight = alive**2 * jnp.concatenate([jnp.maximum(series[i].footprint.adjoint(channels[i].weight), 0.0) for i in fine])
         lam = jnp.concatenate([jnp.broadcast_to(channels[i].lam, (counts[i], rank)) for i in fine])
         tau = jnp.concatenate([mean_tau(series[i]) for i in fine])
         offset = jnp.concatenate([own(i) for i in fine], axis=1)
@@ -240,23 +243,25 @@ def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper
     told = jnp.einsum("konm,kmr->konr", info, thing)
     above = info - jnp.einsum("konq,koqr,komr->konm", told, object_inverse, told, optimize=True)
     kinds, places = mean_of(hierarchy.spaces["class"].weight), mean_of(nodes)
-    side = _Side(scene, kind, place, kinds, places)
+    still = 1.0 / alive
+    stills = mean_of(still)
+    side = _Side(scene, kind, place, stills, kinds, places)
     apart = _scatter(side, info / jnp.maximum(size, 1.0)[:, None, None], size, objects, hierarchy.spaces["class"], hierarchy.spaces["place"], nodes)
     normal = _assemble(side.outer(above), [a + b for a, b in zip(apart, side.inner(above), strict=True)])
     for i, s in enumerate(series):
         if s.coarse:
             s_scene, s_kind, s_place, _, _ = designs(mean_tau(s), own(i))
-            there = s.footprint(jnp.concatenate([hierarchy.spaces["class"].weight, nodes]))
+            there = s.footprint(alive * jnp.concatenate([hierarchy.spaces["class"].weight, nodes]))
             there = there.reshape(there.shape[0], -1)
             split = kinds.shape[0]
             told = _coarse_info(s, channels[i], hyper)
-            cells = _Side(s_scene, s_kind, s_place, there[:split], there[split:])
+            cells = _Side(s_scene, s_kind, s_place, jnp.ones(there.shape[1]), there[:split], there[split:])
             normal = normal + _assemble(cells.outer(told), cells.inner(told))
     unknowns = normal.shape[1]
     schur = 0.5 * (normal + jnp.swapaxes(normal, 1, 2)) + 1.0001 * jnp.eye(unknowns)
     top = jax.lax.map(lambda a: invert_lower(jnp.linalg.cholesky(a)), schur)  # one by one: CPUs multiply batches slowly
     return Preconditioner(
-        inverse, blurred, weight, lam, pixel, thing, scene, kind, place, info, object_inverse,
+        inverse, blurred, weight, lam, pixel, thing, scene, still, stills, kind, place, info, object_inverse,
         jnp.moveaxis(root(jnp.moveaxis(object_inverse, (2, 3), (0, 1))), (0, 1), (2, 3)), kinds, places,
         objects, hierarchy.spaces["class"], hierarchy.spaces["place"], top,
     )

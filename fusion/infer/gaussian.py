@@ -224,7 +224,7 @@ def _own_variance(system: System, inverse: Array) -> Array:
     """(T, K, Y, X) variance of x from pixel blocks: inverse (K, R, R, Y, X) of their precision."""
     root, hierarchy = system.factors.coefficient["pixel"], system.hierarchy
     design = jnp.einsum("tr,krq->ktq", hierarchy.temporal[:, : root.shape[1]], root)
-    return jnp.einsum("ktqr,kqryx->tkyx", jnp.einsum("ktq,ktr->ktqr", design, design), inverse)
+    return jnp.einsum("ktqr,kqryx->tkyx", jnp.einsum("ktq,ktr->ktqr", design, design), inverse) * hierarchy.liveliness**2
 
 
 @partial(jax.jit, static_argnames="samples")
@@ -269,7 +269,7 @@ def _blocks(system: System) -> Array:
         precision = noise.white if noise.cell is None else noise.cell
         terms = "nq,nr,nbhw,bk->kqrhw" if noise.cell is None else "nq,mr,bhwnm,bk->kqrhw"
         inner = jnp.einsum(terms, phi, phi, precision, looks.colour**2, optimize=True)
-        total = total + jnp.einsum("kqa,kqrhw,krb->kabhw", root, squared.adjoint(inner), root, optimize=True)
+        total = total + jnp.einsum("kqa,kqrhw,krb->kabhw", root, hierarchy.liveliness**2 * squared.adjoint(inner), root, optimize=True)
     return total
 
 

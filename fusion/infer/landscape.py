@@ -6,8 +6,6 @@ sensors get wrong (`fusion.infer.empirical`). A tile that learns these alone spe
 classes and covariances differ at their border. So a sample of tiles is surveyed, the surveys are learned from together, and
 every tile is posed with the result. A tile by itself is a survey of one: the same code, on all its pixels.
 
-Images are known by (sensor, band, latent time), not by scene, so that tiles that no common scene covers have planes in common.
-
 Classes and segments are drawn from the fine images, so they explain these images better than they will any other. Whoever learned from the
 same images how much classes matter would think too much of them, and be too sure. Hence `halves`: covers drawn from every other
 date alone, for the dates between to judge.
@@ -16,24 +14,23 @@ date alone, for the dates between to judge.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from fusion.cube.cube import Cube
+from fusion.errors import StoreError
 from fusion.infer.empirical import Learned, calibrated, pooled
-from fusion.infer.sight import Sight, adapted, sharpness
+from fusion.infer.images import Key, changes, images, parted
+from fusion.infer.sight import Sight, adapted
 from fusion.process import kernels
 from fusion.process.hierarchy import Hyper
 from fusion.process.landscape import Cover
 
 Array = NDArray[np.float64]
-Key = tuple[str, str, int]
-"""sensor, band, index of the latent time"""
 EDGE = 5
 """pixels along a sampled patch: enough for a gradient inside it"""
 PATCHES = 64
@@ -50,6 +47,8 @@ class Survey:
     """(N, Q, h, w) of the planes named by keys, NaN = missing"""
     series: Mapping[str, tuple[bool, int, Array, Array]]
     """sensor -> (is it coarse, its looks, (J, T) series of places' deviations, (J, T) weights)"""
+    change: Mapping[str, NDArray[np.float32]]
+    """sensor -> (B, Q, h, w) how much each band changed over time in the patches (`changes`); sensors with one look are not there"""
     sights: Mapping[str, Sight]
     """by sensor"""
     cell: float | None
@@ -61,6 +60,7 @@ class Survey:
         arrays: dict[str, NDArray[Any]] = {"patches": self.patches}
         for name, (_, _, series, weight) in self.series.items():
             arrays |= {f"series/{name}": series, f"weight/{name}": weight}
+        arrays |= {f"change/{name}": planes for name, planes in self.change.items()}
         told = {
             "keys": self.keys, "cell": self.cell, "learned": [_plain(one) for one in self.learned],
             "series": {name: [coarse, looks] for name, (coarse, looks, _, _) in self.series.items()},
@@ -73,8 +73,10 @@ class Survey:
         """The inverse of `to_arrays`."""
         told = json.loads(arrays["told"].tobytes())
         series = {n: (bool(c), int(k), arrays[f"series/{n}"], arrays[f"weight/{n}"]) for n, (c, k) in told["series"].items()}
+        change = {name.removeprefix("change/"): planes for name, planes in arrays.items() if name.startswith("change/")}
         sights = {name: Sight.from_attrs(one) for name, one in told["sights"].items()}
-        return cls(_keys(told["keys"]), arrays["patches"], series, sights, told["cell"], tuple(_learned(d) for d in told["learned"]))
+        learned = tuple(_learned(d) for d in told["learned"])
+        return cls(_keys(told["keys"]), arrays["patches"], series, change, sights, told["cell"], learned)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +124,12 @@ class Landscape:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Landscape:
-        """The inverse of `to_arrays`."""
+        """The inverse of `to_arrays`.  Raises StoreError for arrays that an earlier version wrote."""
+        if missing := {"colour", "prior", "cover0/lively"} - set(arrays):
+            raise StoreError(
+                f"a landscape was asked for and one without {', '.join(sorted(missing))} was found: its cube was begun with an earlier version; "
+                "make a new cube of the same job"
+            )
         told = json.loads(arrays["told"].tobytes())
         cover, *halves = (_cover(arrays, f"cover{i}") for i in range(3) if f"cover{i}/mean" in arrays)
         learned = tuple(_learned(d) for d in told["learned"])
@@ -136,27 +143,33 @@ def survey(observations: Sequence[Any], cube: Cube, *, calibrate: bool = True, s
     learned: tuple[Learned, ...] = ()
     if calibrate:
         observations, learned = calibrated(observations, cube)
-    useful, fine, coarse = parted(observations)
+    useful, fine, _ = parted(observations)
     keys, stack = images(fine, cube)
     height, width = stack.shape[1:]
     number = int(np.clip(VALUES // (len(keys) * EDGE**2), 8, PATCHES))
     rng = np.random.default_rng([seed, *(o + 10**9 for o in origin)])
     tall, wide = min(EDGE, height), min(EDGE, width)
     rows, cols = (rng.integers(0, n - e + 1, number) for n, e in ((height, tall), (width, wide)))
-    patches = np.stack([stack[:, r : r + tall, c : c + wide] for r, c in zip(rows, cols, strict=True)], axis=1)
-    return surveyed(useful, fine, coarse, keys, patches, learned, cube)
+
+    def cut(planes: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.stack([planes[:, r : r + tall, c : c + wide] for r, c in zip(rows, cols, strict=True)], axis=1)
+
+    return surveyed(useful, keys, stack, learned, cube, cut)
 
 
 def surveyed(
-    useful: Sequence[Any], fine: Sequence[Any], coarse: Sequence[Any], keys: tuple[Key, ...], patches: NDArray[np.float32],
-    learned: tuple[Learned, ...], cube: Cube,
+    useful: Sequence[Any], keys: tuple[Key, ...], stack: NDArray[np.float32], learned: tuple[Learned, ...], cube: Cube,
+    cut: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda planes: planes[:, None],
 ) -> Survey:
-    """The survey of a tile whose observations are calibrated and parted, with patches (N, Q, h, w) of its images."""
+    """The survey of a tile from its calibrated looks and its images (N, Y, X) by keys.  cut: (N, Y, X) -> (N, Q, h, w), its patches."""
+    _, fine, coarse = parted(useful)
     sights = {name: Sight.of([o for o in useful if o.sensor == name]) for name in sorted({o.sensor for o in useful})}
     told = coarse or fine
     names = sorted({o.sensor for o in told}) if len(cube.calendar) > 1 else []
     series = {n: (bool(coarse), sum(o.sensor == n for o in told), *_series([o for o in told if o.sensor == n], cube)) for n in names}
-    return Survey(keys, patches, series, sights, _cell(coarse, cube) if coarse else None, learned)
+    found = {name: changes([o for o in useful if o.sensor == name]) for name in sights}
+    change = {name: cut(planes) for name, planes in found.items() if planes is not None}
+    return Survey(keys, cut(stack), series, change, sights, _cell(coarse, cube) if coarse else None, learned)
 
 
 def learn(surveys: Sequence[Survey], cube: Cube, *, classes: int = 64, seed: int = 0, halved: bool = True) -> Landscape:
@@ -170,56 +183,51 @@ def learn(surveys: Sequence[Survey], cube: Cube, *, classes: int = 64, seed: int
     else:
         edge = tuple(min(s.patches.shape[axis] for s in surveys) for axis in (2, 3))
         keys = tuple(sorted({key for s in surveys for key in s.keys}))
-        cut = [_arranged(keys, s.keys, s.patches[..., : edge[0], : edge[1]]) for s in surveys]
-        patches = np.concatenate(sorted(cut, key=lambda p: p.tobytes()), axis=1)
+        surveys = sorted((_trimmed(s, keys, edge) for s in surveys), key=lambda s: s.patches.tobytes())
+        patches = np.concatenate([s.patches for s in surveys], axis=1)
     cells = sorted(s.cell for s in surveys if s.cell is not None)
     colour, prior = adapted(cube.basis.prior, [s.sights for s in surveys])
+    change = _change(surveys)
+    covers = [Cover.learn(part, count=classes, seed=seed, change=change) for part in (patches, *(_halves(keys, patches) if halved else ()))]
     return Landscape(
-        keys, Cover.learn(patches, count=classes, seed=seed), _halves(keys, patches, classes, seed) if halved else (), colour,
-        prior, cells[len(cells) // 2] if cells else 16.0, _empirical(surveys, cube),
+        keys, covers[0], tuple(covers[1:]), colour, prior, cells[len(cells) // 2] if cells else 16.0, _empirical(surveys, cube),
         pooled([one for s in surveys for one in s.learned]),
     )
 
 
-def _halves(keys: Sequence[Key], patches: NDArray[np.float32], classes: int, seed: int) -> tuple[Cover, ...]:
-    """Covers of every other latent time, and of those between."""
+def _trimmed(one: Survey, keys: Sequence[Key], edge: tuple[int, ...]) -> Survey:
+    """Its patches no larger than `edge`, their planes in the order of the keys."""
+    rows, cols = (slice(0, n) for n in edge)
+    change = {name: planes[..., rows, cols] for name, planes in one.change.items()}
+    return replace(one, keys=tuple(keys), patches=_arranged(keys, one.keys, one.patches[..., rows, cols]), change=change)
+
+
+def _halves(keys: Sequence[Key], patches: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """The patches with the planes of every other latent time alone, and with those between."""
     times = sorted({key[2] for key, plane in zip(keys, patches, strict=True) if np.isfinite(plane).any()})
     if len(times) < 2:
-        return ()
+        return []
     mine = [np.array([key[2] in times[first::2] for key in keys]) for first in (0, 1)]
-    return tuple(Cover.learn(np.where(one[:, None, None, None], patches, np.nan), count=classes, seed=seed) for one in mine)
+    return [np.where(one[:, None, None, None], patches, np.nan) for one in mine]
 
 
-def parted(observations: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-    """(all that say anything, the fine ones among them, the coarse ones)."""
-    useful = [o for o in observations if (np.asarray(o.precision) > 0).any() and np.asarray(o.layer.tau).any()]
-    return useful, [o for o in useful if not o.layer.footprint.coarse], [o for o in useful if o.layer.footprint.coarse]
-
-
-def images(fine: Sequence[Any], cube: Cube) -> tuple[tuple[Key, ...], NDArray[np.float32]]:
-    """(keys, (N, Y, X)) every fine sensor, band and latent time on the latent grid, NaN = missing; one empty image if there are none.
-
-    Looks of one sensor at one latent time are averaged by precision.
-    """
-    made: dict[Key, list[tuple[NDArray[np.float32], float]]] = {}
-    for obs in fine:
-        precision = np.asarray(obs.precision)
-        both = np.concatenate([np.asarray(obs.data) * (precision > 0), (precision > 0).astype(np.float32)])
-        total, weight = np.split(np.asarray(obs.layer.footprint.adjoint(jnp.asarray(both, jnp.float32))), 2)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            planes = np.where(weight > 0.3 * max(float(weight.max()), 1e-6), total / weight, np.nan)
-        time = int(cube.calendar.nearest(cube.calendar.day_of(obs.when)))
-        for band, plane, sharp in zip(obs.bands, planes, sharpness(obs), strict=True):
-            made.setdefault((str(obs.sensor), str(band), time), []).append((plane, sharp**2))
-    if not made:
-        return (("", "", 0),), np.full((1, *cube.grid.shape), np.nan, np.float32)
-    return tuple(made), np.stack([found[0][0] if len(found) == 1 else _averaged(found) for found in made.values()])
-
-
-def _averaged(found: Sequence[tuple[NDArray[np.float32], float]]) -> NDArray[np.float32]:
-    total = sum(np.where(np.isfinite(plane), plane, 0.0) * weight for plane, weight in found)
-    weights = sum(np.isfinite(plane) * weight for plane, weight in found)
-    return np.where(weights > 0, total / np.where(weights > 0, weights, 1.0), np.nan).astype(np.float32)
+def _change(surveys: Sequence[Survey]) -> NDArray[np.float64]:
+    """(Q, h, w) over the patches of all surveys: the mean over sensors of their mean over bands, each band's average 1; NaN = unknown."""
+    bands: dict[str, int] = {}
+    for one in surveys:
+        bands |= {name: max(len(planes), bands.get(name, 0)) for name, planes in one.change.items()}
+    told = []
+    for name, count in sorted(bands.items()):
+        mine = [s.change.get(name) for s in surveys]
+        blank = [np.full((count, *s.patches.shape[1:]), np.nan) for s in surveys]
+        planes = np.concatenate([b if m is None or len(m) != count else m for m, b in zip(mine, blank, strict=True)], axis=1)
+        average = np.nanmean(planes, axis=(1, 2, 3), keepdims=True) if np.isfinite(planes).any() else np.zeros(1)
+        if (average > 0).all():
+            told.append((planes / average).mean(0))
+    seen = np.isfinite(told) if told else np.zeros((1, *surveys[0].patches.shape[1:]), bool)
+    total = np.where(seen, told, 0.0).sum(0) if told else np.zeros(seen.shape[1:])
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(seen.any(0), total / seen.sum(0), np.nan))
 
 
 def _arranged(wanted: Sequence[Key], keys: Sequence[Key], planes: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -284,7 +292,7 @@ def _keys(rows: Sequence[Any]) -> tuple[Key, ...]:
 
 
 def _cover(arrays: Mapping[str, NDArray[Any]], name: str) -> Cover:
-    part = {field: arrays[f"{name}/{field}"] for field in ("mean", "loadings", "centres")}
+    part = {field: arrays[f"{name}/{field}"] for field in ("mean", "loadings", "centres", "lively")}
     return Cover(**part, width=float(arrays[f"{name}/width"]), slope=float(arrays[f"{name}/slope"]))
 
 

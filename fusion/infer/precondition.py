@@ -50,6 +50,10 @@ class Preconditioner:
     """(K, N, R_o)"""
     scene: Array
     """(K, N, T + offsets)"""
+    still: Array
+    """(Y, X) 1 / liveliness: the scene, and offsets, in units of a pixel's deviations"""
+    stills: Array
+    """(O,) its mean over each object"""
     kind: Array
     """(K, N, R_c)"""
     place: Array
@@ -102,10 +106,11 @@ class Preconditioner:
         """Back substitution: condition objects on the top and pixels on both."""
         scene, kind, place = self._split(top)
         mean = jnp.einsum("knt,kt->kn", self.scene, scene)[:, :, None]
-        upper = mean + jnp.einsum("knr,kro->kno", self.kind, kind @ self.kinds) + jnp.einsum("knr,kro->kno", self.place, place @ self.places)
+        upper = mean * self.stills + jnp.einsum("knr,kro->kno", self.kind, kind @ self.kinds)
+        upper = upper + jnp.einsum("knr,kro->kno", self.place, place @ self.places)
         told = jnp.einsum("knr,kno->kro", self.object, jnp.einsum("konm,kmo->kno", self.info, upper))
         objects = objects - jnp.einsum("koqr,kro->kqo", self.object_inverse, told)
-        field = self.objects.spread(mean + jnp.einsum("knr,kro->kno", self.object, objects))
+        field = mean[..., None] * self.still + self.objects.spread(jnp.einsum("knr,kro->kno", self.object, objects))
         field = field + jnp.einsum("knr,kryx->knyx", self.kind, self.classes.spread(kind))
         field = field + jnp.einsum("knr,kryx->knyx", self.place, self.nodes.spread(place))
         seen = field * self.lam.T[:, :, None, None] * self.weight
@@ -122,7 +127,7 @@ class Preconditioner:
         objects = jnp.einsum("koqr,kro->kqo", self.object_inverse, objects)
         pulled = jnp.einsum("konm,kmo->kno", self.info, jnp.einsum("knr,kro->kno", self.object, objects))
         steps = r["scene"].shape[1]
-        total = looks.sum((2, 3)) + pulled.sum(2)
+        total = jnp.einsum("knyx,yx->kn", looks, self.still) + pulled @ self.stills
         scene = jnp.pad(r["scene"], ((0, 0), (0, self.scene.shape[2] - steps))) - jnp.einsum("knt,kn->kt", self.scene, total)
         kind = r["class"] - self.classes.gather(jnp.einsum("knr,knyx->kryx", self.kind, looks))
         kind = kind - jnp.einsum("knr,kno->kro", self.kind, pulled) @ self.kinds.T

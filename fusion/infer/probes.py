@@ -137,11 +137,13 @@ def _objects(label: NDArray[np.integer], zero: Plane, rng: np.random.Generator) 
 
 
 @jax.jit
-def _see(looks: tuple[Looks, ...], spaces: dict[str, Any], plus: Array, minus: Array) -> tuple[list[dict[str, Array]], Array]:
+def _see(
+    looks: tuple[Looks, ...], spaces: dict[str, Any], liveliness: Array, plus: Array, minus: Array
+) -> tuple[list[dict[str, Array]], Array]:
     """What every look makes of one probe, per series, and the Gram matrices (5, N, N) over all looks."""
     parts = [_see_series(series, plus, minus) for series in looks]
     latent = jnp.concatenate([p.pop("latent") for p in parts])
-    gathered = [jnp.concatenate([p["total"] for p in parts])[:, None], *(spaces[name].gather(latent) for name in LEVELS[1:])]
+    gathered = [jnp.concatenate([p["total"] for p in parts])[:, None], *(spaces[name].gather(latent * liveliness) for name in LEVELS[1:])]
     return parts, jnp.stack([g @ g.T for g in gathered])
 
 
@@ -266,7 +268,7 @@ def probe(views: Sequence[tuple[Sequence[Looks], Hierarchy]], hyper: Hyper, seed
         fine = tuple(series for series in looks if not series.coarse)
         for scale, plus, minus in contrasts(hierarchy, seed) if looks else ():
             able = fine if fine and scale in ("object", "pixel") else tuple(looks)
-            parts, gram = jax.device_get(_see(able, hierarchy.spaces, plus, minus))
+            parts, gram = jax.device_get(_see(able, hierarchy.spaces, hierarchy.liveliness, plus, minus))
             found += [(scale, rows) for rows in _rows(parts, gram, able, strength, scale, rng)]
     batches = [f for f in found if len(f[1]["value"]) <= SMALL], [f for f in found if len(f[1]["value"]) > SMALL]
     return tuple(_stack(batch) for batch in batches if batch)

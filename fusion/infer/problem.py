@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from fusion.cube.cube import Cube
 from fusion.infer import looks
 from fusion.infer.empirical import Learned, calibrated
-from fusion.infer.landscape import Landscape, images, learn, parted, surveyed
+from fusion.infer.images import images, parted
+from fusion.infer.landscape import Landscape, learn, surveyed
 from fusion.infer.looks import Looks
 from fusion.process.hierarchy import Hierarchy, Hyper, build
 from fusion.process.landscape import Cover
@@ -71,19 +72,19 @@ def pose(
     learned: tuple[Learned, ...] = ()
     if calibrate:
         observations, learned = calibrated(observations, cube, None if landscape is None else landscape.learned)
-    useful, fine, coarse = parted(observations)
+    useful, fine, _ = parted(observations)
     keys, stack = images(fine, cube)
     if landscape is None:
-        own = surveyed(useful, fine, coarse, keys, stack[:, None], learned, cube)
-        landscape = learn([own], cube, classes=classes, seed=seed, halved=folded)
+        landscape = learn([surveyed(useful, keys, stack, learned, cube)], cube, classes=classes, seed=seed, halved=folded)
     planes = landscape.planes(keys, stack)
 
     def arranged(cover: Cover) -> Hierarchy:
         seen = cover.features(planes)
+        kinds = cover.classes(seen, classes)
         return build(
-            cube.calendar.days, landscape.prior, landscape.colour, cover.classes(seen, classes), cover.segments(seen, segment, origin),
+            cube.calendar.days, landscape.prior, landscape.colour, kinds, cover.segments(seen, segment, origin),
             origin=origin, spacing=spacing or landscape.spacing, ranks=ranks, empirical=landscape.empirical,
-            capacity=int(np.prod([n // segment + 2 for n in cube.grid.shape])),
+            liveliness=cover.liveliness(kinds), capacity=int(np.prod([n // segment + 2 for n in cube.grid.shape])),
         )
 
     hierarchy, sensors = arranged(landscape.cover), tuple(sorted({o.sensor for o in useful}))

@@ -85,7 +85,7 @@ def evidence(views: Sequence[View], hyper: Hyper, prior: tuple[Any, Any] | None,
     if len(views) == 1 and count(hierarchy) <= TINY:
         return tuple(series), hierarchy, known
     # Without the tile's own spaces all tiles of one calendar share a compile.
-    bare = replace(hierarchy, spaces={}, rows=jnp.zeros(0, jnp.int32), cols=jnp.zeros(0, jnp.int32))
+    bare = replace(hierarchy, spaces={}, liveliness=jnp.zeros((0, 0)), rows=jnp.zeros(0, jnp.int32), cols=jnp.zeros(0, jnp.int32))
     return probe(views, hyper, seed), bare, known
 
 

@@ -1,11 +1,12 @@
 """The hierarchy: what we believe of the field before looking.
 
     z(s, t, :) = M x(s, t, :)                                    M: mixing, M M^T = spectral prior covariance
-    x_k(s, t)  = m_k(t) + sum_r Psi(t, r) c_kr(s)                k: canonical component, Psi: temporal basis
+    x_k(s, t)  = m_k(t) + a(s) sum_r Psi(t, r) c_kr(s)           k: canonical component, Psi: temporal basis
     m_k        = sd_scene,k   L_scene xi                         the scene mean, full rank in time
     c_k(s)     = sum_l sd_l,k L_l sum_i A_l(s, i) xi_lk(i)       l: class, object, place, pixel;  xi ~ N(0, 1)
 
 A_l: soft land-cover memberships, segments, a smooth field at about the scale of a coarse cell, the identity.
+a: liveliness, known beforehand, rms 1 over the ground: fields that are flooded and cut deviate more than dry hills (`landscape.Cover`).
 L_l L_l^T is the level's temporal covariance (`kernels.mixture`) seen in the span of Psi.  Every level is a zero-mean deviation from the
 ones above it: partial pooling, with one variance per level and component, so that a pixel with few looks borrows from its
 object, class, place and scene, and one with many is left alone.
@@ -166,6 +167,8 @@ class Hierarchy:
     """(T, T) temporal covariance that the data show, unit mean diagonal (the anchor where nothing was learned)"""
     spaces: dict[str, Any]
     """class: Weights, object: Objects, place: Smooth, pixel: Pixels"""
+    liveliness: Array
+    """(Y, X) a"""
     rows: Array
     """(Y,) global row of each pixel row: the key of random fields"""
     cols: Array
@@ -204,18 +207,18 @@ class Hierarchy:
         return Factors(root(self.covariance(hyper, "scene"), hyper.sd[0]), inside)
 
     def coefficients(self, white: Mapping[str, Array], factors: Factors) -> tuple[Array, Array]:
-        """(m (K, T), c (K, R, Y, X)): the scene mean and the coefficient planes of all deviations."""
+        """(m (K, T), a c (K, R, Y, X)): the scene mean and the coefficient planes of all deviations."""
         mean = jnp.einsum("kts,ks->kt", factors.scene, white["scene"])
         _, rank, *shape = self.shape
         planes = jnp.zeros((rank, self.temporal.shape[1], *shape))
         for name, width in self.ranks:
             units = jnp.einsum("kqr,krm->kqm", factors.coefficient[name], white[name])
             planes = planes.at[:, :width].add(self.spaces[name].spread(units))
-        return mean, planes
+        return mean, planes * self.liveliness
 
     def transpose(self, mean: Array, planes: Array, factors: Factors) -> dict[str, Array]:
         """The transpose of `coefficients`: (K, T), (K, R, Y, X) -> white coefficients."""
-        out = {"scene": jnp.einsum("kts,kt->ks", factors.scene, mean)}
+        out, planes = {"scene": jnp.einsum("kts,kt->ks", factors.scene, mean)}, planes * self.liveliness
         for name, width in self.ranks:
             out[name] = jnp.einsum("kqr,kqm->krm", factors.coefficient[name], self.spaces[name].gather(planes[:, :width]))
         return out
@@ -234,7 +237,7 @@ class Hierarchy:
         out = {"scene": jnp.einsum("kts,kts->tk", factors.scene, factors.scene)[:, :, None, None]}
         for name, width in self.ranks:
             time = jnp.einsum("tr,krq->tkq", self.temporal[:, :width], factors.coefficient[name])
-            out[name] = (time**2).sum(-1)[:, :, None, None] * square(self.spaces[name])[None, None]
+            out[name] = (time**2).sum(-1)[:, :, None, None] * (self.liveliness**2 * square(self.spaces[name]))[None, None]
         return out
 
     def prior_sd(self, hyper: Hyper) -> Array:
@@ -271,14 +274,14 @@ def canonical_mixing(prior: NDArray[np.floating], colour: NDArray[np.floating]) 
 def build(
     days: NDArray[np.floating], prior: NDArray[np.floating], colour: NDArray[np.floating], memberships: NDArray[np.floating],
     labels: NDArray[np.integer], *, origin: tuple[int, int] = (0, 0), spacing: float = 16.0, ranks: Mapping[str, int] | None = None,
-    empirical: NDArray[np.floating] | None = None, capacity: int = 0,
+    empirical: NDArray[np.floating] | None = None, liveliness: NDArray[np.floating] | None = None, capacity: int = 0,
 ) -> Hierarchy:
     """The hierarchy of one tile.
 
     days: (T,). prior: (K, K). colour: (B, K) of the fine sensor. memberships: (C, Y, X) summing to 1 over C. labels: (Y, X) segments.
     origin: global (row, column) of the first pixel. spacing: pixels between nodes of the place level (about one coarse cell).
     ranks: number of temporal functions per level, default RANKS; never more than T. empirical: (T, T) learned temporal covariance.
-    capacity: objects to make room for.
+    liveliness: (Y, X), default 1. capacity: objects to make room for.
     """
     shape = labels.shape
     days = np.asarray(days, np.float32)
@@ -297,7 +300,8 @@ def build(
     }
     return Hierarchy(
         jnp.asarray(days), jnp.asarray(canonical_mixing(prior, colour)), jnp.asarray(vectors, jnp.float32), jnp.asarray(learned),
-        spaces, jnp.asarray(origin[0] + np.arange(shape[0]), jnp.int32), jnp.asarray(origin[1] + np.arange(shape[1]), jnp.int32),
+        spaces, jnp.ones(shape) if liveliness is None else jnp.asarray(liveliness, jnp.float32),
+        jnp.asarray(origin[0] + np.arange(shape[0]), jnp.int32), jnp.asarray(origin[1] + np.arange(shape[1]), jnp.int32),
         widths,
     )
 

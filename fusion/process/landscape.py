@@ -7,7 +7,7 @@ into classes and segments, so that two windows that share a pixel see the same g
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,10 @@ from skimage.segmentation import watershed
 Planes = NDArray[np.floating]
 PARTS = 8
 """principal components that the landscape is read from"""
+ALIKE = 30
+"""pixels of a class that count as much as the belief that it changes as much as the others"""
+LIVELIEST = 4.0
+"""no class's variance is further than this factor from the average"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +37,12 @@ class Cover:
     """squared distance between features over which memberships fade"""
     slope: float
     """mean length of the features' gradient, per pixel"""
+    lively: NDArray[np.float64]
+    """(C or 1,) how much the pixels of a class change, as a variance in units of the average over the ground"""
 
     @classmethod
-    def learn(cls, patches: Planes, *, count: int = 64, seed: int = 0) -> Cover:
-        """From patches (N, Q, h, w) of the planes, NaN = missing; Q = 1: a whole image.
+    def learn(cls, patches: Planes, *, count: int = 64, seed: int = 0, change: Planes | None = None) -> Cover:
+        """From patches (N, Q, h, w) of the planes, NaN = missing; Q = 1: a whole image.  change: (Q, h, w) how much places changed.
 
         Features are half-whitened principal components: each is divided by the root of its sd, so that weak contrasts count but noise
         does not. Classes are k-means centres of the features, their width the median squared distance between neighbouring
@@ -57,10 +63,11 @@ class Cover:
             order = order[values[order] > 1e-6 * values.max()]
             loadings = np.zeros((len(order), planes))
             loadings[:, keep] = vectors[:, order].T / values[order][:, None] ** 0.25
-        bare = cls(mean, loadings, np.zeros((0, len(loadings))), 1.0, 1.0)
+        bare = cls(mean, loadings, np.zeros((0, len(loadings))), 1.0, 1.0, np.ones(1))
         found = bare.features(patches.reshape(planes, number * shape[0], shape[1])).reshape(-1, number, *shape)
         inner = _slope(found)[:, 1:-1, 1:-1] if number > 1 and min(shape) > 2 else _slope(found)
-        return cls(mean, loadings, *_centres(found.reshape(len(found), -1).T, count, seed), max(float(inner.mean()), 1e-12))
+        alike = cls(mean, loadings, *_centres(found.reshape(len(found), -1).T, count, seed), max(float(inner.mean()), 1e-12), np.ones(1))
+        return alike if change is None else replace(alike, lively=_lively(alike.classes(found, max(len(alike.centres), 1)), change))
 
     def features(self, stack: Planes) -> NDArray[np.float64]:
         """(F, Y, X) of a stack (N, Y, X) of the planes, NaN = missing.
@@ -88,6 +95,10 @@ class Cover:
         out[: len(self.centres)] = weight / np.sqrt((weight**2).sum(0))
         return out.reshape(count, *found.shape[1:])
 
+    def liveliness(self, classes: Planes) -> NDArray[np.float32]:
+        """(Y, X) root of the variance of change that memberships (C, Y, X) give each pixel, in units of the average over the ground."""
+        return np.sqrt(np.tensordot(self.lively, classes[: len(self.lively)].astype(np.float64) ** 2, 1)).astype(np.float32)
+
     def segments(self, found: NDArray[np.float64], size: int = 8, origin: tuple[int, int] = (0, 0)) -> NDArray[np.int32]:
         """(Y, X) labels of compact segments of about size x size pixels whose borders follow the edges of the features.
 
@@ -102,6 +113,22 @@ class Cover:
         markers = np.zeros(slope.shape, np.int32)
         markers[seed] = 1 + np.arange(int(seed.sum()))
         return np.asarray(watershed(slope, markers, compactness=1.0 / size) - 1, dtype=np.int32)
+
+
+def _lively(classes: Planes, change: Planes) -> NDArray[np.float64]:
+    """(C,) weighted mean change of each class, shrunk to the average, so that the average over the ground is 1.
+
+    classes: (C, ...) memberships. change: (...) mean square change of each pixel, any unit, NaN = unknown.
+    """
+    share, value = classes.reshape(len(classes), -1).astype(np.float64) ** 2, change.ravel()
+    known = np.isfinite(value)
+    average = value[known].mean() if known.any() else 0.0
+    if not average > 0:
+        return np.ones(len(classes))
+    mass = share[:, known].sum(1)
+    found = (share[:, known] @ value[known] / average + ALIKE) / (mass + ALIKE)
+    found = np.clip(found, 1 / LIVELIEST, LIVELIEST)
+    return np.asarray(found / (found @ share).mean())
 
 
 def _slope(found: NDArray[np.float64]) -> NDArray[np.float64]:

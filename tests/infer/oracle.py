@@ -1,6 +1,6 @@
 """A tiny world and its exact posterior in dense float64, written from the equations of the model alone.
 
-    Cov(x_k(s,t), x_k(s',t')) = sd_scene,k^2 C_scene(t,t') + sum_l sd_lk^2 (A_l A_l^T)(s,s') (P_l C_l P_l)(t,t'),   z = M x
+    Cov(x_k(s,t), x_k(s',t')) = sd_scene,k^2 C_scene(t,t') + a(s) a(s') sum_l sd_lk^2 (A_l A_l^T)(s,s') (P_l C_l P_l)(t,t'),   z = M x
     y = D z + e,    e ~ N(0, N)
 """
 
@@ -91,6 +91,7 @@ class World:
         lag = np.abs(DAYS[:, None] - DAYS[None, :])
         empirical = np.asarray(self.hierarchy.empirical, np.float64)
         psi = np.asarray(self.hierarchy.temporal, np.float64)
+        alive = np.asarray(self.hierarchy.liveliness, np.float64).reshape(-1)
         ranks = dict(self.hierarchy.ranks)
         space = {
             "scene": np.ones((1, Y * X)), "class": self.memberships.reshape(len(self.memberships), -1),
@@ -108,6 +109,7 @@ class World:
             odds = float(self.hyper.learned[i])
             c = (c + odds * empirical) / (1 + odds)
             if name != "scene":
+                space[name] = space[name] * alive
                 part = psi[:, : ranks[name]]
                 c = part @ part.T @ c @ part @ part.T
             out[name] = (space[name].T @ space[name], c)
@@ -207,7 +209,7 @@ def world(kind: str = "plain", seed: int = 0) -> World:
     empirical /= np.trace(empirical) / T
     hierarchy = build(
         DAYS, root @ root.T, fine, memberships, labels, spacing=4.0, empirical=empirical, origin=(24, 31),
-        ranks={"class": 5, "object": 4, "place": 3, "pixel": 4},
+        ranks={"class": 5, "object": 4, "place": 3, "pixel": 4}, liveliness=np.random.default_rng(seed + 99).uniform(0.5, 1.5, (Y, X)),
     )
     observations: list[Any] = []
     if kind != "coarse" and kind != "empty":

@@ -15,8 +15,10 @@ from fusion.cube.calendar import Calendar
 from fusion.cube.cube import Cube
 from fusion.cube.grid import Grid
 from fusion.cube.spectrum import SpectralBasis
+from fusion.errors import StoreError
 from fusion.infer.empirical import Learned, pooled
-from fusion.infer.landscape import Landscape, Survey, images, learn, parted, survey, surveyed
+from fusion.infer.images import changes, images, parted
+from fusion.infer.landscape import Landscape, Survey, learn, survey, surveyed
 from fusion.infer.problem import pose
 from fusion.infer.sight import WITHIN, Sight, adapted
 from fusion.observe.footprint import footprint
@@ -72,9 +74,9 @@ def equal(one: Any, other: Any) -> bool:
 
 def test_a_tile_by_itself_is_a_survey_of_one(two: Any) -> None:
     looks, cube, origin = two[0]
-    useful, fine, coarse = parted(looks)
+    useful, fine, _ = parted(looks)
     keys, stack = images(fine, cube)
-    made = learn([surveyed(useful, fine, coarse, keys, stack[:, None], (), cube)], cube)
+    made = learn([surveyed(useful, keys, stack, (), cube)], cube)
     alone, given = pose(looks, cube, origin=origin), pose(looks, cube, origin=origin, landscape=made)
     assert equal((alone.hierarchy, alone.series), (given.hierarchy, given.series))
 
@@ -114,6 +116,8 @@ def test_order_does_not_matter_and_files_bring_it_back(two: Any) -> None:
         assert made.keys == one.keys
     back = [Survey.from_arrays(s.to_arrays()) for s in both]
     np.testing.assert_array_equal(learn(back, two[0][1]).cover.centres, one.cover.centres)
+    with pytest.raises(StoreError, match="earlier version"):
+        Landscape.from_arrays({name: value for name, value in one.to_arrays().items() if name != "prior"})
     # all arrays are plain: nothing has to be unpickled
     assert all(a.dtype.kind in "fiu" for a in (*one.to_arrays().values(), *both[0].to_arrays().values()))
 
@@ -136,6 +140,31 @@ def test_looks_of_one_latent_time_are_averaged_by_precision(two: Any) -> None:
     weights = 1 / (0.005**2 + residual), 1 / (0.005**2 / 4 + residual)
     expected = (weights[0] * images(looks, cube)[1][3:6] + weights[1] * images([sharper], cube)[1]) / sum(weights)
     np.testing.assert_allclose(stack[3:6], expected, atol=1e-5)
+
+
+def test_change_is_the_variance_over_time_without_the_scene(two: Any) -> None:
+    looks = two[0][0]
+    hidden = [replace(o, precision=np.where(np.arange(EDGE) < 30 - 10 * i, o.precision, 0).astype(np.float32)) for i, o in enumerate(looks)]
+    found = changes(hidden)
+    values = np.stack([np.where(o.precision > 0, o.data, np.nan) for o in hidden]).astype(float)
+    values = np.stack([v - np.nanmean(v, axis=(1, 2), keepdims=True) for v in values[:3]])[:, :, 14:17, 4:6]  # inside a parcel; look 3 sees nothing
+    assert found is not None
+    np.testing.assert_allclose(found[:, 14:17, 4:6], np.var(values, axis=0, ddof=1), rtol=0.4, atol=1e-4)  # the blur is in between
+    assert np.isnan(found[..., 25:]).all()
+    assert changes(looks[:1]) is None
+
+
+def test_lively_ground_is_told_from_quiet_ground_and_its_average_is_one(two: Any) -> None:
+    looks, cube, origin = two[0]
+    quiet = np.arange(EDGE)[:, None] < EDGE // 2
+    still = looks[0].data
+    seen = [replace(o, data=np.where(quiet, still + 0.001 * t, o.data).astype(np.float32)) for t, o in enumerate(looks)]
+    for posed in (pose(seen, cube, origin=origin), pose(seen, cube, origin=origin, landscape=learn([survey(seen, cube, origin=origin)], cube))):
+        alive = np.asarray(posed.hierarchy.liveliness, float)
+        assert alive[:15].mean() < 0.8 < 1.1 < alive[25:].mean()
+        assert (alive**2).mean() == pytest.approx(1, abs=0.2)
+    nothing = np.asarray(pose(looks[:1], cube, origin=origin).hierarchy.liveliness)
+    np.testing.assert_allclose(nothing, 1, atol=1e-5)  # one look tells nothing of change
 
 
 def test_planes_that_a_tile_lacks_are_missing(two: Any) -> None:

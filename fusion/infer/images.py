@@ -1,0 +1,73 @@
+"""What looks show on the latent grid, before anything is fitted: images, and how much places change.
+
+Images are known by (sensor, band, latent time), not by scene, so that tiles that no common scene covers have planes in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from fusion.cube.cube import Cube
+from fusion.infer.sight import sharpness
+
+Key = tuple[str, str, int]
+"""sensor, band, index of the latent time"""
+
+
+def parted(observations: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """(all that say anything, the fine ones among them, the coarse ones)."""
+    useful = [o for o in observations if (np.asarray(o.precision) > 0).any() and np.asarray(o.layer.tau).any()]
+    return useful, [o for o in useful if not o.layer.footprint.coarse], [o for o in useful if o.layer.footprint.coarse]
+
+
+def images(fine: Sequence[Any], cube: Cube) -> tuple[tuple[Key, ...], NDArray[np.float32]]:
+    """(keys, (N, Y, X)) every fine sensor, band and latent time on the latent grid, NaN = missing; one empty image if there are none.
+
+    Looks of one sensor at one latent time are averaged by precision.
+    """
+    made: dict[Key, list[tuple[NDArray[np.float32], float]]] = {}
+    for obs in fine:
+        planes = _on_grid(np.asarray(obs.data), np.asarray(obs.precision) > 0, obs.layer.footprint)
+        time = int(cube.calendar.nearest(cube.calendar.day_of(obs.when)))
+        for band, plane, sharp in zip(obs.bands, planes, sharpness(obs), strict=True):
+            made.setdefault((str(obs.sensor), str(band), time), []).append((plane, sharp**2))
+    if not made:
+        return (("", "", 0),), np.full((1, *cube.grid.shape), np.nan, np.float32)
+    return tuple(made), np.stack([found[0][0] if len(found) == 1 else _averaged(found) for found in made.values()])
+
+
+def _on_grid(values: NDArray[Any], there: NDArray[np.bool_], footprint: Any) -> NDArray[np.float32]:
+    """(B, Y, X) of values (B, H, W) on native pixels: each latent pixel the mean of what sees it, NaN where little does."""
+    both = np.concatenate([np.where(there, values, 0.0), there])
+    total, weight = np.split(np.asarray(footprint.adjoint(jnp.asarray(both, jnp.float32))), 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(weight > 0.3 * max(float(weight.max()), 1e-6), total / weight, np.nan), np.float32)
+
+
+def changes(looks: Sequence[Any]) -> NDArray[np.float32] | None:
+    """(B, Y, X) variance over time of one sensor's looks, each without its mean over the tile; NaN = seen less than twice, None if all are.
+
+    Looks of another shape than most are left out.
+    """
+    shapes = [o.data.shape for o in looks]
+    alike = [o for o in looks if o.data.shape == max(sorted(set(shapes)), key=shapes.count)]
+    count, total, square = np.zeros((3, *alike[0].data.shape))
+    for obs in alike:
+        seen = np.asarray(obs.precision) > 0
+        mean = np.where(seen, obs.data, 0.0).sum((1, 2), dtype=np.float64) / np.maximum(seen.sum((1, 2)), 1)
+        off = np.where(seen, obs.data - mean[:, None, None], 0.0)
+        count, total, square = count + seen, total + off, square + off**2
+    known = count >= 2
+    variance = np.where(known, square - total**2 / np.maximum(count, 1), 0.0) / np.maximum(count - 1, 1)
+    return _on_grid(np.maximum(variance, 0.0), known, alike[0].layer.footprint) if known.any() else None
+
+
+def _averaged(found: Sequence[tuple[NDArray[np.float32], float]]) -> NDArray[np.float32]:
+    total = sum(np.where(np.isfinite(plane), plane, 0.0) * weight for plane, weight in found)
+    weights = sum(np.isfinite(plane) * weight for plane, weight in found)
+    return np.where(weights > 0, total / np.where(weights > 0, weights, 1.0), np.nan).astype(np.float32)
