@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.accuracy import DRAWS, SETTING, Score, predicted, score
@@ -43,6 +44,8 @@ class Row:
     """all, none (facts as stated), as stated PSF, or without pseudo-bands"""
     robust: bool = False
     coarse: bool = True
+    lively: bool = True
+    """does ground change unequally"""
 
 
 def _without(level: str) -> Callable[[Hyper], Hyper]:
@@ -55,6 +58,7 @@ ROWS = (
     Row("no objects", _without("object")),
     Row("no places", _without("place")),
     Row("no single pixels", _without("pixel")),
+    Row("all ground equally lively", lively=False),
     Row("no learned temporal covariance", lambda hyper: hyper.replace(learned=NOTHING**2)),
     Row("no lasting discrepancy", lambda hyper: hyper.replace(discrepancy=NOTHING)),
     Row("no offsets", lambda hyper: hyper.replace(offset=NOTHING)),
@@ -97,7 +101,11 @@ def posed(case: Case, row: Row) -> tuple[Problem, Any]:
     if not row.coarse:
         looks = tuple(o for o in looks if o.sensor == "fine")
     with calibration(row.calibration):
-        return pose(looks, cube, ranks=SETTING["ranks"], calibrate=row.calibration != "none"), cube
+        problem = pose(looks, cube, ranks=SETTING["ranks"], calibrate=row.calibration != "none")
+    if not row.lively:
+        still = replace(problem.hierarchy, liveliness=jnp.ones_like(problem.hierarchy.liveliness))
+        problem = replace(problem, hierarchy=still)
+    return problem, cube
 
 
 def run(case: Case, row: Row) -> Score:

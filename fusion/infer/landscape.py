@@ -213,21 +213,22 @@ def _halves(keys: Sequence[Key], patches: NDArray[np.float32]) -> list[NDArray[n
 
 def _change(surveys: Sequence[Survey]) -> NDArray[np.float64]:
     """(Q, h, w) over the patches of all surveys: the mean over sensors of their mean over bands, each band's average 1; NaN = unknown."""
-    bands: dict[str, int] = {}
-    for one in surveys:
-        bands |= {name: max(len(planes), bands.get(name, 0)) for name, planes in one.change.items()}
-    told = []
-    for name, count in sorted(bands.items()):
-        mine = [s.change.get(name) for s in surveys]
-        blank = [np.full((count, *s.patches.shape[1:]), np.nan) for s in surveys]
-        planes = np.concatenate([b if m is None or len(m) != count else m for m, b in zip(mine, blank, strict=True)], axis=1)
-        average = np.nanmean(planes, axis=(1, 2, 3), keepdims=True) if np.isfinite(planes).any() else np.zeros(1)
-        if (average > 0).all():
-            told.append((planes / average).mean(0))
-    seen = np.isfinite(told) if told else np.zeros((1, *surveys[0].patches.shape[1:]), bool)
-    total = np.where(seen, told, 0.0).sum(0) if told else np.zeros(seen.shape[1:])
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(seen.any(0), total / seen.sum(0), np.nan))
+    told = [np.full((1, sum(s.patches.shape[1] for s in surveys), *surveys[0].patches.shape[2:]), np.nan)]
+    for name in sorted({name for s in surveys for name in s.change}):
+        bands = max(len(s.change[name]) for s in surveys if name in s.change)
+        blank = (np.full((bands, *s.patches.shape[1:]), np.nan) for s in surveys)
+        mine = [b if len(s.change.get(name, ())) != bands else s.change[name] for s, b in zip(surveys, blank, strict=True)]
+        planes = np.concatenate(mine, axis=1)
+        average = _mean_seen(planes.reshape(bands, -1).T)
+        told.append(_mean_seen(planes[average > 0] / average[average > 0, None, None, None])[None])
+    return _mean_seen(np.concatenate(told))
+
+
+def _mean_seen(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The mean over the first axis of what is not NaN; NaN where nothing is."""
+    seen = np.isfinite(values)
+    total = np.where(seen, values, 0.0).sum(0, dtype=np.float64)
+    return np.where(seen.any(0), total / np.maximum(seen.sum(0), 1), np.nan)
 
 
 def _arranged(wanted: Sequence[Key], keys: Sequence[Key], planes: NDArray[np.float32]) -> NDArray[np.float32]:
