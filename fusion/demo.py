@@ -7,6 +7,7 @@ leaves FOLDER/archive (COG and ENVI files with a static STAC catalog), job.toml,
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import sys
@@ -178,4 +179,6 @@ def _band(scene: object, name: str = "nir08") -> np.ndarray:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", default="demo", help="where to leave it all")
+    sys.exit(main(parser.parse_args().folder))
