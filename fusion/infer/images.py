@@ -38,7 +38,8 @@ def images(fine: Sequence[Any], cube: Cube) -> tuple[tuple[Key, ...], NDArray[np
             made.setdefault((str(obs.sensor), str(band), time), []).append((plane, sharp**2))
     if not made:
         return (("", "", 0),), np.full((1, *cube.grid.shape), np.nan, np.float32)
-    return tuple(made), np.stack([found[0][0] if len(found) == 1 else _averaged(found) for found in made.values()])
+    each = ((np.stack(planes), weights) for planes, weights in (zip(*found, strict=True) for found in made.values()))
+    return tuple(made), np.stack([planes[0] if len(planes) == 1 else mean_seen(planes, weights).astype(np.float32) for planes, weights in each])
 
 
 def _on_grid(values: NDArray[Any], there: NDArray[np.bool_], footprint: Any) -> NDArray[np.float32]:
@@ -67,7 +68,9 @@ def changes(looks: Sequence[Any]) -> NDArray[np.float32] | None:
     return _on_grid(np.maximum(variance, 0.0), known, alike[0].layer.footprint) if known.any() else None
 
 
-def _averaged(found: Sequence[tuple[NDArray[np.float32], float]]) -> NDArray[np.float32]:
-    total = sum(np.where(np.isfinite(plane), plane, 0.0) * weight for plane, weight in found)
-    weights = sum(np.isfinite(plane) * weight for plane, weight in found)
-    return np.where(weights > 0, total / np.where(weights > 0, weights, 1.0), np.nan).astype(np.float32)
+def mean_seen(values: NDArray[np.floating], weight: Sequence[float] | None = None) -> NDArray[np.float64]:
+    """The weighted mean over the first axis of what is not NaN; NaN where nothing is.  weight: (n,) positive, default 1."""
+    seen = np.isfinite(values)
+    share = seen * np.reshape(np.ones(len(values)) if weight is None else weight, (-1, *(1,) * (values.ndim - 1)))
+    total = (np.where(seen, values, 0.0) * share).sum(0)
+    return np.where(seen.any(0), total / np.where(seen.any(0), share.sum(0), 1.0), np.nan)

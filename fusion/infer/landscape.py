@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from fusion.cube.cube import Cube
 from fusion.errors import StoreError
 from fusion.infer.empirical import Learned, calibrated, pooled
-from fusion.infer.images import Key, changes, images, parted
+from fusion.infer.images import Key, changes, images, mean_seen, parted
 from fusion.infer.sight import Sight, adapted
 from fusion.process import kernels
 from fusion.process.hierarchy import Hyper
@@ -162,9 +162,9 @@ def surveyed(
     cut: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda planes: planes[:, None],
 ) -> Survey:
     """The survey of a tile from its calibrated looks and its images (N, Y, X) by keys.  cut: (N, Y, X) -> (N, Q, h, w), its patches."""
-    _, fine, coarse = parted(useful)
+    coarse = [o for o in useful if o.layer.footprint.coarse]
     sights = {name: Sight.of([o for o in useful if o.sensor == name]) for name in sorted({o.sensor for o in useful})}
-    told = coarse or fine
+    told = coarse or useful
     names = sorted({o.sensor for o in told}) if len(cube.calendar) > 1 else []
     series = {n: (bool(coarse), sum(o.sensor == n for o in told), *_series([o for o in told if o.sensor == n], cube)) for n in names}
     found = {name: changes([o for o in useful if o.sensor == name]) for name in sights}
@@ -219,16 +219,9 @@ def _change(surveys: Sequence[Survey]) -> NDArray[np.float64]:
         blank = (np.full((bands, *s.patches.shape[1:]), np.nan) for s in surveys)
         mine = [b if len(s.change.get(name, ())) != bands else s.change[name] for s, b in zip(surveys, blank, strict=True)]
         planes = np.concatenate(mine, axis=1)
-        average = _mean_seen(planes.reshape(bands, -1).T)
-        told.append(_mean_seen(planes[average > 0] / average[average > 0, None, None, None])[None])
-    return _mean_seen(np.concatenate(told))
-
-
-def _mean_seen(values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The mean over the first axis of what is not NaN; NaN where nothing is."""
-    seen = np.isfinite(values)
-    total = np.where(seen, values, 0.0).sum(0, dtype=np.float64)
-    return np.where(seen.any(0), total / np.maximum(seen.sum(0), 1), np.nan)
+        average = mean_seen(planes.reshape(bands, -1).T)
+        told.append(mean_seen(planes[average > 0] / average[average > 0, None, None, None])[None])
+    return mean_seen(np.concatenate(told))
 
 
 def _arranged(wanted: Sequence[Key], keys: Sequence[Key], planes: NDArray[np.float32]) -> NDArray[np.float32]:

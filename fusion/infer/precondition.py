@@ -5,6 +5,7 @@ Per canonical component k, with the other components held apart, unknowns are el
     pixels  (R x R per pixel, exact for looks without blur)  ->  objects (R x R each)  ->  top = scene, offsets, classes, places (dense)
 
 The fine looks enter pixel by pixel (block-shaped clouds are no obstacle); seen from the top an object is one place, with its mean weights.
+Everything is seen in units of a pixel's liveliness a: fine looks weigh a^2 w, the scene and offsets have the weight 1 / a.
 Coarse looks enter the top only, with their discrepancy and offsets marginalised. As M = U^T D U with positive blocks D, M is
 positive definite whatever is approximated.
 
