@@ -103,7 +103,7 @@ def predictive(obs: Any, found: Posterior, hyper: Hyper) -> tuple[NDArray[np.flo
     own = (one["offset"] * np.asarray(obs.offset_sd, np.float64)) ** 2 + np.asarray(obs.residual_var, np.float64)
     gain = (one["gain"] * np.asarray(obs.gain_sd, np.float64)[:, None, None] * level) ** 2
     lasting = (one["discrepancy"] * np.asarray(obs.discrepancy_sd, np.float64)) ** 2
-    return mean, np.sqrt(variance + white + own[:, None, None] + gain + np.broadcast_to(lasting, own.shape)[:, None, None])
+    return mean, np.sqrt(variance + white + own[:, None, None] + gain + lasting)
 
 
 def _compare(

@@ -1,4 +1,4 @@
-"""The discrepancy of a coarse sensor by moments: which bands err together, how much of it lasts, and for how long."""
+"""The discrepancy of a coarse sensor by moments: which cells err most, which bands together, how much of it lasts, and for how long."""
 
 from __future__ import annotations
 
@@ -14,42 +14,71 @@ WHOLE = 0.98
 PRIOR_LOOKS = 2.0
 """the stated facts weigh as much as two looks"""
 
+SHARES = (0.0, 0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.96, 0.98)
+"""tried shares of the error variance that go with the variety of the ground"""
+
 Array = NDArray[np.float64]
 
 
-def rotation(residual: Array, use: Array, least: int) -> Array:
+def uneven(share: float, variety: Array) -> Array:
+    """(H, W) variance of each cell's error in units of the average: what is displaced or blurred errs where the ground varies.
+
+    variety: (B, H, W) variance of the ground within a cell, each band in units of its average.
+    """
+    return np.asarray(1 - share + share * variety.mean(axis=0))
+
+
+def share_of_variety(residual: Array, use: Array, variety: Array) -> float:
+    """The share with the largest profile likelihood of Gaussian errors, each band with its own variance.  residual: (n, B, H, W)."""
+    values = np.maximum(use.sum(axis=(0, 2, 3)), 1)
+
+    def misfit(share: float) -> float:
+        scale = uneven(share, variety)
+        squares = (centred(residual, use / scale)[0] ** 2 * (use / scale)).sum(axis=(0, 2, 3)) / values
+        return float((values * np.log(np.maximum(squares, 1e-12))).sum() + (use * np.log(scale)).sum())
+
+    return min(SHARES, key=misfit)
+
+
+def centred(residual: Array, weight: Array) -> tuple[Array, Array]:
+    """(residual without each look's weighted mean, 0 where the weight is 0; the means (n, B))."""
+    level = (residual * weight).sum(axis=(2, 3)) / np.maximum(weight.sum(axis=(2, 3)), 1e-12)
+    return np.where(weight > 0, residual - level[:, :, None, None], 0.0), level
+
+
+def rotation(residual: Array, use: Array, scale: Array, least: int) -> Array:
     """(B, B) rows: eigenvectors of the covariance of the bands' errors, signs fixed; the identity where bands miss apart.
 
-    residual: (n, B, H, W), 0 where `use` is 0. least: cells that are needed.
+    residual: (n, B, H, W), 0 where `use` is 0. scale: (H, W) relative variance of each cell. least: cells that are needed.
     """
     bands = residual.shape[1]
     whole = use.min(axis=1, keepdims=True)
     if bands == 1 or whole.sum() < WHOLE * use.sum() / bands or whole.sum() < least:
         return np.eye(bands)
-    count = np.maximum(whole.sum(axis=(2, 3), keepdims=True), 1)
-    centred = np.where(whole > 0, residual - (whole * residual).sum(axis=(2, 3), keepdims=True) / count, 0.0)
-    product = np.einsum("nbhw,nchw->bc", centred, centred)
+    off = centred(residual, np.broadcast_to(whole / scale, residual.shape))[0] / np.sqrt(scale)
+    product = np.einsum("nbhw,nchw->bc", off, off)
     size = 0.25 * float(whole.sum())  # neighbours overlap
     shrunk = (0.25 * product + MIXED * np.diag(np.diag(product)) / float(whole.sum())) / (size + MIXED)
     vectors = np.linalg.eigh(shrunk)[1].T
     return np.asarray(vectors * np.sign(vectors[np.arange(bands), np.abs(vectors).argmax(axis=1)])[:, None])
 
 
-def errors(residual: Array, use: Array, days: Array, stated: Array, length: float) -> tuple[Array, Array, Array, Array, float]:
+def errors(
+    residual: Array, use: Array, scale: Array, days: Array, stated: Array, length: float
+) -> tuple[Array, Array, Array, Array, float]:
     """(bias, offset sd, discrepancy variance, its lasting part, each (B,), and the days that it lasts).
 
-    residual: (n, B, H, W). days: (n,). stated: (B,) variance of the offsets. length: stated days.
+    residual: (n, B, H, W). scale: (H, W) relative variance of each cell. days: (n,). stated: (B,) variance of the offsets. length: stated days.
     """
-    count = use.sum(axis=(2, 3))
-    level = (residual * use).sum(axis=(2, 3)) / np.maximum(count, 1)  # (n, B)
-    seen = (count > 0).astype(float)
+    off, level = centred(residual, use / scale)
+    seen = (use.sum(axis=(2, 3)) > 0).astype(float)
     looks = seen.sum(axis=0)
     bias = (level * seen).sum(axis=0) / (looks + 0.25)
     scatter = ((level - bias) ** 2 * seen).sum(axis=0)
     offset = np.sqrt((PRIOR_LOOKS * stated + scatter) / (PRIOR_LOOKS + looks))
-    centred = np.where(use > 0, residual - level[:, :, None, None], 0.0)
-    total = (centred**2).sum(axis=(0, 2, 3)) / np.maximum(use.sum(axis=(0, 2, 3)) - looks, 1)
-    lasting, lag = _persistence(centred, use, days, total, length)
+    off = off / np.sqrt(scale)
+    total = (off**2).sum(axis=(0, 2, 3)) / np.maximum(use.sum(axis=(0, 2, 3)) - looks, 1)
+    lasting, lag = _persistence(off, use, days, total, length)
     return bias, offset, total, lasting, lag
 
 

@@ -275,5 +275,6 @@ def _coarse_info(looks: Looks, channels: Channel, hyper: Hyper) -> Array:
         return jax.vmap(jax.vmap(jnp.diag))(amplitude**2)
     covariance = jnp.minimum(channels.spread, 1e6)[:, None, None] * looks.discrepancy_covariance(hyper)
     first = jnp.moveaxis(amplitude, 2, 0)
-    inner = jnp.eye(len(first))[:, :, None, None] + first[:, None] * jnp.moveaxis(covariance, 0, 2)[..., None] * first[None]
+    uneven = looks.uneven.reshape(-1) ** 2
+    inner = jnp.eye(len(first))[:, :, None, None] + first[:, None] * jnp.moveaxis(covariance, 0, 2)[..., None] * uneven * first[None]
     return jnp.transpose(first[:, None] * invert(inner)[0] * first[None], (2, 3, 0, 1))

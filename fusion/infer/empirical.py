@@ -2,7 +2,10 @@
 
 For every coarse look n near a fine one, the fine images at its times, seen through the coarse footprint, give x_n(p, b).
 
-    R y_n(p) = R W(width, shift) x + bias + o_n + d_n(p),     d = white in time + Ornstein-Uhlenbeck on the cells
+    R y_n(p) = R W(width, shift) x + bias + o_n + s(p) d_n(p),     d = white in time + Ornstein-Uhlenbeck on the cells
+
+s: a cell errs by what its blur and place are wrong, so its error goes with the variety of the ground in it: s^2 = 1 - share + share v(p),
+v the variance of the fine images within the cell in units of its mean, the share by maximum likelihood.
 
 width and shift: least summed log residual variance over the bands, from the facts outwards. R: what the bands of such a sensor
 get wrong they get wrong together (a displaced cell errs in all of them), so their residuals' covariance is diagonalised, and
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from fusion.cube.cube import Cube
-from fusion.infer.discrepancy import errors, lasting_offset, rotation
+from fusion.infer.discrepancy import errors, lasting_offset, rotation, share_of_variety, uneven
 from fusion.observe.footprint import footprint
 from fusion.observe.layer import Layer
 from fusion.observe.observation import Observation
@@ -41,6 +44,8 @@ STEPS = (0.5, 0.25, 0.125)
 """pattern search of the shift, in cells"""
 FARTHEST = 1.5
 """cells: geolocation is never worse"""
+LEAST_VARIETY = 1e-8
+"""reflectance squared: ground that varies by less varies in noise alone"""
 SHIFT_SD = 0.5
 """cells: a displacement is worth that much evidence against it"""
 
@@ -70,8 +75,12 @@ class Learned:
     """correlation time of the lasting part"""
     looks: int
     """coarse looks that taught this"""
-    cells: float = 0.0
+    cells: float
     """clear values of them"""
+    variety: Array
+    """(B,) mean variance of the ground within a cell, in the sensor's own bands"""
+    share: float
+    """of the discrepancy's variance, what goes with a cell's own variety"""
 
 
 def pooled(records: Sequence[Learned]) -> tuple[Learned, ...]:
@@ -110,16 +119,60 @@ def calibrated(
     for members in groups.values():
         looks = [observations[i] for i in members]
         if known is None:
-            learned = _learn(looks, fine, cube) if fine else None
+            learned = _learn(looks, _Ground.of(fine, looks[0], cube), cube) if fine else None
         else:
             learned = next((k for k in known if (k.sensor, len(k.bias)) == (looks[0].sensor, len(looks[0].data))), None)
         if learned is not None:
             records.append(learned)
             days = [cube.calendar.day_of(observations[i].when) for i in members]
             offset = lasting_offset(learned.lasting_sd, learned.white_sd, learned.days, days) * learned.offset_sd
+            foot = _footprint(looks[0], learned, cube)
+            variety = _variety(_Ground.of(fine, looks[0], cube), foot) / learned.variety[:, None, None] if fine else np.ones((1, 1, 1))
+            scale = np.broadcast_to(uneven(learned.share, variety), foot.shape)
             for i in members:
-                out[i] = _with(observations[i], replace(learned, offset_sd=offset), cube)
+                out[i] = _with(observations[i], replace(learned, offset_sd=offset), foot, scale)
     return tuple(out), tuple(records)
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """The fine images in a coarse sensor's bands, in order of time."""
+
+    planes: Array
+    """(n, B, Y, X) gaps filled (`_filled`)"""
+    clear: Array
+    """(n, Y, X) 1 where the look is clear"""
+    times: Array
+    """(n,) days"""
+
+    @classmethod
+    def of(cls, fine: Sequence[Observation], coarse: Observation, cube: Cube) -> _Ground:
+        """z by least squares under the spectral prior, in the bands of a coarse look."""
+        fine = sorted(fine, key=lambda o: cube.calendar.day_of(o.when))
+        planes, clear = (np.stack(part) for part in zip(*(_backwards(o, coarse, cube) for o in fine), strict=True))
+        return cls(_filled(planes, clear), clear, np.array([cube.calendar.day_of(o.when) for o in fine]))
+
+    def at(self, tau: Array, days: Array) -> Array:
+        """(B, Y, X) at the weights tau of the latent times, linear between the images."""
+        weight = np.zeros(len(self.times))
+        for t in np.flatnonzero(tau):
+            right = int(np.searchsorted(self.times, days[t]))
+            low, high = max(right - 1, 0), min(right, len(self.times) - 1)
+            gap = self.times[high] - self.times[low]
+            share = (days[t] - self.times[low]) / gap if gap > 0 else 0.0
+            weight[low] += tau[t] * (1 - share)
+            weight[high] += tau[t] * share
+        return np.asarray(np.tensordot(weight / weight.sum(), self.planes, 1))
+
+
+def _variety(ground: _Ground, foot: Footprint) -> Array:
+    """(B, H, W) W x^2 - (W x)^2, variance of the ground within a cell, its mean over the images."""
+
+    def seen(planes: Array) -> Array:
+        return np.asarray(foot(jnp.asarray(planes, jnp.float32)), np.float64)
+
+    level = ground.planes.mean(axis=(0, 2, 3))[:, None, None]
+    return np.maximum(np.mean([seen((x - level) ** 2) - seen(x - level) ** 2 for x in ground.planes], axis=0), 0.0)
 
 
 @dataclass(frozen=True)
@@ -135,32 +188,15 @@ class _Pairs:
     """(n,)"""
 
 
-def _pictures(coarse: Sequence[Observation], fine: Sequence[Observation], cube: Cube) -> _Pairs:
-    """Fine images in the coarse sensor's bands: z by least squares under the spectral prior, then linear in time."""
-    times = np.array([cube.calendar.day_of(o.when) for o in fine])
+def _pictures(coarse: Sequence[Observation], ground: _Ground, cube: Cube) -> _Pairs:
+    """The ground at the times of those coarse looks that have a fine one near, LOOKS of them at most."""
     days = np.array([cube.calendar.day_of(o.when) for o in coarse])
-    used = [i for i in np.argsort(days, kind="stable") if np.abs(times - days[i]).min() <= NEAR_DAYS]
+    used = [i for i in np.argsort(days, kind="stable") if np.abs(ground.times - days[i]).min() <= NEAR_DAYS]
     used = [used[i] for i in np.unique(np.linspace(0, len(used) - 1, LOOKS).round().astype(int))] if len(used) > LOOKS else used
-    planes, clear = zip(*(_backwards(o, coarse[0], cube) for o in fine), strict=True)
-    stack, there = np.stack(planes), np.stack(clear)
-    order = np.argsort(times, kind="stable")
-    filled = _filled(stack[order], there[order])
-    steps = cube.calendar.days
-    planes_at, masks = [], []
-    for i in used:
-        tau = np.asarray(coarse[i].layer.tau, np.float64)
-        weight = np.zeros(len(fine))
-        for t in np.flatnonzero(tau):
-            right = int(np.searchsorted(times[order], steps[t]))
-            low, high = max(right - 1, 0), min(right, len(fine) - 1)
-            gap = times[order][high] - times[order][low]
-            share = (steps[t] - times[order][low]) / gap if gap > 0 else 0.0
-            weight[low] += tau[t] * (1 - share)
-            weight[high] += tau[t] * share
-        planes_at.append(np.tensordot(weight / weight.sum(), filled, 1))
-        masks.append(there[int(np.abs(times - days[i]).argmin())])
-    empty = np.zeros((0, *stack.shape[1:]))
-    return _Pairs([coarse[i] for i in used], np.stack(planes_at) if used else empty, np.array(masks), days[used])
+    planes = [ground.at(np.asarray(coarse[i].layer.tau, np.float64), cube.calendar.days) for i in used]
+    masks = [ground.clear[int(np.abs(ground.times - days[i]).argmin())] for i in used]
+    empty = np.zeros((0, *ground.planes.shape[1:]))
+    return _Pairs([coarse[i] for i in used], np.stack(planes) if used else empty, np.array(masks), days[used])
 
 
 def _backwards(fine: Observation, coarse: Observation, cube: Cube) -> tuple[Array, Array]:
@@ -247,9 +283,9 @@ def _place(pairs: _Pairs, cube: Cube, cell: float) -> tuple[float, tuple[float, 
     return min(((w, best[1]) for w in WIDTHS), key=lambda c: score(*c))
 
 
-def _learn(coarse: Sequence[Observation], fine: Sequence[Observation], cube: Cube) -> Learned | None:
+def _learn(coarse: Sequence[Observation], ground: _Ground, cube: Cube) -> Learned | None:
     """What one coarse raster's looks teach, or None."""
-    pairs = _pictures(coarse, fine, cube)
+    pairs = _pictures(coarse, ground, cube)
     if not pairs.coarse or _residuals(pairs, coarse[0].layer.footprint, pairs.pictures)[1][:, 0].sum() < CELLS:
         return None
     first = pairs.coarse[0]
@@ -257,25 +293,33 @@ def _learn(coarse: Sequence[Observation], fine: Sequence[Observation], cube: Cub
     widen, shift = _place(pairs, cube, cell)
     foot = footprint(first.geobox, first.psf, cube.grid, view=first.view, widen=widen, shift=shift)
     residual, use = _residuals(pairs, foot, pairs.pictures)
-    turn = rotation(residual, use, least=CELLS)
+    variety = _variety(ground, foot)
+    seen = use.any(axis=(0, 1))
+    average = np.maximum(variety[:, seen].mean(axis=1), LEAST_VARIETY)
+    share = share_of_variety(residual, use, variety / average[:, None, None])
+    scale = uneven(share, variety / average[:, None, None])
+    turn = rotation(residual, use, scale, least=CELLS)
     if (turn != np.eye(len(turn))).any():
         use = np.broadcast_to(use.min(axis=1, keepdims=True), use.shape)
     residual = np.einsum("cb,nbhw->nchw", turn, residual)
     bias, offset, total, lasting, days = errors(
-        residual, use, pairs.days, turn**2 @ np.asarray(first.offset_sd, np.float64) ** 2, first.discrepancy_days
+        residual, use, scale, pairs.days, turn**2 @ np.asarray(first.offset_sd, np.float64) ** 2, first.discrepancy_days
     )
-    scale = np.sqrt(lasting.mean() / np.maximum(lasting, 1e-4 * lasting.mean() + 1e-12))
+    unit = np.sqrt(lasting.mean() / np.maximum(lasting, 1e-4 * lasting.mean() + 1e-12))
     white = np.sqrt(np.maximum(total - lasting, 0.0))
     return Learned(
-        first.sensor, widen, shift, scale[:, None] * turn, scale * bias, scale * offset, scale * white, scale * np.sqrt(lasting),
-        days, len(pairs.coarse), float(use.sum()),
+        first.sensor, widen, shift, unit[:, None] * turn, unit * bias, unit * offset, unit * white, unit * np.sqrt(lasting),
+        days, len(pairs.coarse), float(use.sum()), average, share,
     )
 
 
-def _with(obs: Observation, learned: Learned, cube: Cube) -> Observation:
-    """The observation with the learned facts in place of the stated ones."""
+def _footprint(obs: Observation, learned: Learned, cube: Cube) -> Footprint:
+    return footprint(obs.geobox, obs.psf, cube.grid, view=obs.view, widen=learned.widen, shift=learned.shift)
+
+
+def _with(obs: Observation, learned: Learned, foot: Footprint, scale: Array) -> Observation:
+    """The observation with the learned facts in place of the stated ones.  scale: (H, W) relative variance of each cell's discrepancy."""
     layer = obs.layer
-    foot = footprint(obs.geobox, obs.psf, cube.grid, view=obs.view, widen=learned.widen, shift=learned.shift)
     seen, turn = (obs.precision > 0) & (np.asarray(foot.seen) > 0), learned.rotation
     pseudo = bool((turn != np.diag(np.diag(turn))).any())
     seen = np.broadcast_to(seen.all(axis=0), seen.shape) if pseudo else seen
@@ -283,7 +327,7 @@ def _with(obs: Observation, learned: Learned, cube: Cube) -> Observation:
     def turned(values: NDArray[np.floating], by: Array = turn) -> Array:
         return np.einsum("cb,b...->c...", by, np.asarray(values, np.float64))
 
-    variance = turned(1.0 / np.where(seen, obs.precision, 1.0), turn**2) + learned.white_sd[:, None, None] ** 2
+    variance = turned(1.0 / np.where(seen, obs.precision, 1.0), turn**2) + learned.white_sd[:, None, None] ** 2 * scale
     precision = np.where(seen, 1.0 / variance, 0.0).astype(np.float32)
     data = np.where(seen, turned(np.where(seen, obs.data, 0.0)) - learned.bias[:, None, None], 0.0).astype(np.float32)
     colour, mean, tau = (np.asarray(a) for a in (layer.colour, layer.mean, layer.tau))
@@ -299,5 +343,5 @@ def _with(obs: Observation, learned: Learned, cube: Cube) -> Observation:
         bands=tuple(f"pseudo-{i + 1}" for i in range(len(turn))) if pseudo else obs.bands,
         gain_sd=np.zeros_like(obs.gain_sd) if pseudo else obs.gain_sd,
         residual_var=turned(obs.residual_var, turn**2).astype(np.float32),
-        discrepancy_sd=lasting, discrepancy_days=learned.days, notes=(*obs.notes, note),
+        discrepancy_sd=(lasting * np.sqrt(scale)).astype(np.float32), discrepancy_days=learned.days, notes=(*obs.notes, note),
     )

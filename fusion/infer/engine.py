@@ -22,7 +22,7 @@ MISFIT = 4.0
 
 def fit(
     observations: Sequence[Any], cube: Cube, *, hyper: Hyper | None = None, draws: int = 16, seed: int = 0,
-    origin: tuple[int, int] = (0, 0), tolerance: float = 0.02, max_iterations: int = 100, samples: int = 32, exact_sd: bool = False, **settings: Any,
+    origin: tuple[int, int] = (0, 0), tolerance: float = 0.02, max_iterations: int = 200, samples: int = 32, exact_sd: bool = False, **settings: Any,
 ) -> Posterior:
     """The exact posterior for one theta, default the prior medians.  settings: those of `problem.pose`.
 
@@ -49,7 +49,7 @@ def matched(hyper: Hyper, like: Hyper) -> Hyper:
 
 def settle(
     problem: Problem, hyper: Hyper, cube: Cube, *, draws: int = 16, seed: int = 0, weights: gaussian.Weights | None = None,
-    tolerance: float = 0.02, max_iterations: int = 100, samples: int = 32, exact_sd: bool = False,
+    tolerance: float = 0.02, max_iterations: int = 200, samples: int = 32, exact_sd: bool = False,
 ) -> Posterior:
     """Mean, sd and draws for one theta, with status, chi-square and the decomposition of variance."""
     hierarchy, key = problem.hierarchy, jax.random.key(seed)

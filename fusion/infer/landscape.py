@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -125,12 +125,13 @@ class Landscape:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Landscape:
         """The inverse of `to_arrays`.  Raises StoreError for arrays that an earlier version wrote."""
-        if missing := {"colour", "prior", "cover0/lively"} - set(arrays):
+        told = json.loads(arrays["told"].tobytes())
+        lost = {f.name for f in fields(Learned)}.difference(*told["learned"]) if told["learned"] else set()
+        if missing := ({"colour", "prior", "cover0/lively"} - set(arrays)) | lost:
             raise StoreError(
                 f"a landscape was asked for and one without {', '.join(sorted(missing))} was found: its cube was begun with an earlier version; "
                 "make a new cube of the same job"
             )
-        told = json.loads(arrays["told"].tobytes())
         cover, *halves = (_cover(arrays, f"cover{i}") for i in range(3) if f"cover{i}/mean" in arrays)
         learned = tuple(_learned(d) for d in told["learned"])
         return cls(

@@ -103,7 +103,9 @@ class Looks:
     gain_sd: Array
     """(B,)"""
     discrepancy: Array
-    """(2,) sd (reflectance), correlation time (days); sd 0 = none"""
+    """(2,) sd (reflectance; rms over the cells), correlation time (days); sd 0 = none"""
+    uneven: Array
+    """(H, W) sd of each cell's discrepancy in units of that sd"""
     ids: Array
     """(n,) uint32 hash of each scene's name: keys of its random noise"""
     rows: Array
@@ -170,7 +172,7 @@ class Looks:
             return Noise(white, None, offset, gain, jnp.moveaxis(inverse, 2, 0), log_det)
         seen, count = white > 0, len(self.days)
         first = jnp.where(seen, jnp.sqrt(jnp.where(seen, white, 1.0)), 0.0)  # the root of 0 has no slope: it would spoil theta's gradient
-        covariance = self.discrepancy_covariance(hyper)[:, :, None, None, None]
+        covariance = self.discrepancy_covariance(hyper)[:, :, None, None, None] * self.uneven**2
         inverse, lost = invert(jnp.eye(count)[:, :, None, None, None] + first[:, None] * covariance * first[None])
         cell = jnp.moveaxis(first[:, None] * inverse * first[None], (0, 1), (3, 4))
         log_det = log_det - lost.sum()
@@ -183,7 +185,7 @@ class Looks:
         return Noise(white, cell, offset, gain, jnp.moveaxis(inverse, 2, 0), log_det - lost.sum())
 
     def discrepancy_covariance(self, hyper: Hyper) -> Array:
-        """(n, n) d^2 exp(-|dt| / days) of the Ornstein-Uhlenbeck discrepancy on each cell."""
+        """(n, n) d^2 exp(-|dt| / days) of the Ornstein-Uhlenbeck discrepancy on each cell; times uneven^2."""
         sd, length = self.discrepancy * jnp.stack([hyper.discrepancy[self.group], hyper.discrepancy_days[self.group]])
         return sd**2 * jnp.exp(-jnp.abs(self.days[:, None] - self.days[None, :]) / length)
 
@@ -199,7 +201,7 @@ class Looks:
         if self.correlated:
             covariance = self.discrepancy_covariance(hyper) + 1e-12 * jnp.eye(len(self.days))
             root = jnp.linalg.cholesky(covariance + 1e-5 * covariance[0, 0] * jnp.eye(len(self.days)))
-            out = out + jnp.einsum("nm,mbhw->nbhw", root, jax.vmap(lambda i: one(i, 1))(self.ids))
+            out = out + jnp.einsum("nm,mbhw->nbhw", root, jax.vmap(lambda i: one(i, 1))(self.ids)) * self.uneven
         shift = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, 2), i), (bands,)))(self.ids)
         common = jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, 3), zlib.crc32(self.sensor.encode())), (bands,))
         bare = self.noise_columns(hyper)
@@ -248,13 +250,15 @@ def _series(group: list[Any], hierarchy: Hierarchy, index: int, days_of: Any) ->
     days = [float(days_of(o.when)) for o in group]
     rows, cols = _places(footprint, hierarchy)
     ids = [zlib.crc32(f"{o.sensor}/{o.scene_id}".encode()) for o in group]
-    sd = float(first.discrepancy_sd)
+    spread = pick(np.broadcast_to(np.asarray(first.discrepancy_sd, np.float64), first.data.shape[1:]))
+    there = np.any([p > 0 for p in precision], axis=(0, 1))
+    sd = float(np.sqrt(np.mean(spread[there] ** 2)))
     return Looks(
         data, _pad(precision, count), footprint, jnp.asarray(np.asarray(first.layer.colour, np.float64) @ mixing, jnp.float32),
         tau if tau.ndim == 2 else jnp.moveaxis(tau, 1, -1), jnp.asarray(days + [days[-1]] * (count - len(days)), jnp.float32),
         jnp.asarray(first.layer.mean, jnp.float32), jnp.asarray(first.residual_var, jnp.float32),
         jnp.asarray(first.offset_sd, jnp.float32), jnp.asarray(first.gain_sd, jnp.float32),
-        jnp.asarray([sd, max(float(first.discrepancy_days), 0.1)], jnp.float32),
+        jnp.asarray([sd, max(float(first.discrepancy_days), 0.1)], jnp.float32), jnp.asarray(spread / sd if sd > 0 else 1 + spread, jnp.float32),
         jnp.asarray(ids + list(range(count - len(ids))), jnp.uint32), rows, cols, jnp.asarray(index, jnp.int32),
         sensor=first.sensor, coarse=first.layer.footprint.coarse, correlated=sd > 0,
     )

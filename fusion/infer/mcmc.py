@@ -101,7 +101,7 @@ def effective(chains: NDArray[np.float64]) -> NDArray[np.float64]:
 def fit(
     observations: Sequence[Any], cube: Cube, *, hyper: Hyper | None = None, draws: int = 16, seed: int = 0,
     origin: tuple[int, int] = (0, 0), prior: Any = None, thetas: int = 8, samples: int = 500, warmup: int = 150,
-    chains: int = 4, robust: bool = True, tolerance: float = 0.02, max_iterations: int = 100, field_samples: int = 64,
+    chains: int = 4, robust: bool = True, tolerance: float = 0.02, max_iterations: int = 200, field_samples: int = 64,
     **settings: Any,
 ) -> Posterior:
     """The posterior of one tile, theta sampled: chains x samples draws, `thetas` of which are mixed.

@@ -62,5 +62,5 @@ def _errors(i: int, looks: Looks, hyper: Hyper) -> Array:
     if looks.correlated:
         covariance = looks.discrepancy_covariance(hyper)
         root = jnp.linalg.cholesky(covariance + 1e-5 * covariance[0, 0] * jnp.eye(count))
-        total = total + jnp.einsum("nm,mbhw->nbhw", root, _normal(f"discrepancy_{i}", (count, bands, *shape)))
+        total = total + jnp.einsum("nm,mbhw->nbhw", root, _normal(f"discrepancy_{i}", (count, bands, *shape))) * looks.uneven
     return total

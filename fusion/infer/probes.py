@@ -148,7 +148,7 @@ def _see(
 
 
 def _see_series(series: Looks, plus: Array, minus: Array) -> dict[str, Array]:
-    """Sums over the pixels of each look, (n, ...), the overlap of their weights (n, n) and their latent weights."""
+    """Sums over the pixels of each look, (n, ...), the overlap of their discrepancies (n, n) and their latent weights."""
     there = series.precision > 0  # (n, B, H, W)
     live = there.any((2, 3))
     seen = (there | ~live[:, :, None, None]).all(1) & live.any(1)[:, None, None]
@@ -165,10 +165,11 @@ def _see_series(series: Looks, plus: Array, minus: Array) -> dict[str, Array]:
         good &= ~asked | ((mass > 0) & clear & inside)
         weight = weight + jnp.where(asked, sign, 0.0) * part
     flat = weight.reshape(weight.shape[0], -1)
+    uneven = flat * series.uneven.reshape(-1)
     return {
         "good": good, "live": live, "latent": series.footprint.adjoint(weight), "total": flat.sum(1),
         "tau": series.tau if series.tau.ndim == 2 else _mean_day(series.tau, jnp.abs(weight)),
-        "overlap": flat @ flat.T, "value": jnp.einsum("nhw,nbhw->nb", weight, series.data),
+        "square": (flat**2).sum(1), "overlap": uneven @ uneven.T, "value": jnp.einsum("nhw,nbhw->nb", weight, series.data),
         "white": jnp.einsum("nhw,nbhw->nb", weight**2, jnp.where(there, 1 / jnp.where(there, series.precision, 1.0), 0.0)),
         "gain": flat.sum(1)[:, None] * series.level * series.gain_sd,
     }
@@ -235,12 +236,12 @@ def _channels(seen: Rows, series: Looks, amount: NDArray[Any]) -> Rows:
     amount: (n,) prior variance of a canonical component of the probe.
     """
     live, white = seen["live"], seen["white"].astype(np.float64)
-    square = np.diag(seen["overlap"]).astype(np.float64)[:, None]
+    square, error_square = (v.astype(np.float64)[:, None] for v in (seen["square"], np.diag(seen["overlap"])))
     colour = live[:, :, None] * np.asarray(series.colour, np.float64)
     fixed = square * np.asarray(series.residual, np.float64) + FLOOR * amount[:, None] * (colour**2).sum(2)
     offset = (seen["total"][:, None] * np.asarray(series.offset_sd, np.float64)) ** 2
     error = float(series.discrepancy[0])
-    variance = np.where(live, white + fixed + offset + square * error**2, 1.0)
+    variance = np.where(live, white + fixed + offset + error_square * error**2, 1.0)
     weighted = np.swapaxes(colour / variance[:, :, None], 1, 2)
     project = np.linalg.solve(weighted @ colour + np.eye(colour.shape[2]) / amount[:, None, None], weighted)
     own = np.einsum("nkb,nbk->nk", project, colour)  # share of each component that its channel keeps

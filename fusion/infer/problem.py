@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fusion.cube.cube import Cube
 from fusion.infer import looks
 from fusion.infer.empirical import Learned, calibrated
+from fusion.infer.grain import grain
 from fusion.infer.images import images, parted
 from fusion.infer.landscape import Landscape, learn, surveyed
 from fusion.infer.looks import Looks
@@ -44,7 +45,7 @@ class Problem:
     hierarchy: Hierarchy
     series: tuple[Looks, ...]
     hyper: Hyper
-    """prior medians for the sensors at hand"""
+    """prior medians for the sensors at hand, the noise of fine ones no more than their images allow (`grain`)"""
     learned: tuple[Any, ...] = ()
     """what calibration found of each coarse raster"""
     folds: tuple[Fold, ...] = ()
@@ -65,7 +66,7 @@ def pose(
     origin: global (row, column) of its first pixel. classes: number of soft land-cover classes. segment: pixels across a
     segment. spacing: pixels between nodes of the smooth level, default one cell of the coarsest sensor. ranks: temporal
     functions per level.
-    calibrate: first learn blur, shift, gain and discrepancy of coarse sensors where fine ones saw the same ground.
+    calibrate: first learn blur, shift, gain and discrepancy of coarse sensors where fine ones saw the same ground, and the noise of the fine.
     landscape: what several tiles learned together (`fusion.infer.landscape`); None = learned from these observations alone.
     folded: with the folds that theta is learned from.
     """
@@ -90,7 +91,9 @@ def pose(
     hierarchy, sensors = arranged(landscape.cover), tuple(sorted({o.sensor for o in useful}))
     series = looks.stack(useful, hierarchy, sensors, cube.calendar.day_of)
     folds = tuple(Fold(arranged(half), _judges(series, half, landscape, cube)) for half in (landscape.halves if folded else ()))
-    return Problem(hierarchy, series, Hyper.default(cube.basis.rank, sensors), learned, folds)
+    noise = [grain([o for o in fine if o.sensor == name]) if calibrate else 1.0 for name in sensors]
+    medians = Hyper.default(cube.basis.rank, sensors)
+    return Problem(hierarchy, series, medians.replace(noise=np.array(noise)), learned, folds)
 
 
 def _judges(series: Sequence[Looks], half: Cover, landscape: Landscape, cube: Cube) -> tuple[NDArray[np.float32], ...]:

@@ -85,7 +85,7 @@ def learn(
 def fit(
     observations: Sequence[Any], cube: Cube, *, hyper: Hyper | None = None, draws: int = 16, seed: int = 0,
     origin: tuple[int, int] = (0, 0), prior: Any = None, thetas: int = 4, steps: int = 100, robust: bool = True,
-    tolerance: float = 0.02, max_iterations: int = 100, samples: int = 64, **settings: Any,
+    tolerance: float = 0.02, max_iterations: int = 200, samples: int = 64, **settings: Any,
 ) -> Posterior:
     """The posterior of one tile with theta learned on it.
 

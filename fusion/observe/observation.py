@@ -47,8 +47,8 @@ class Observation:
     residual_var: NDArray[np.float32]
     """(B,) out-of-subspace variance of the spectral basis in these bands, to be added to the noise; 0 for pseudo-bands, whose
     noise contains it"""
-    discrepancy_sd: float
-    """sd of the temporally correlated error on the sensor's own cells; 0 = none"""
+    discrepancy_sd: NDArray[np.float32]
+    """(H, W) sd of the temporally correlated error on the sensor's own cells; 0 = none"""
     discrepancy_days: float
     when: np.datetime64
     """representative instant, UTC"""
@@ -144,7 +144,8 @@ def observe(scene: Scene, sensor: Sensor, cube: Cube) -> Observation:
         offset_sd=channels.offset_sd.astype(np.float32),
         gain_sd=channels.gain_sd.astype(np.float32),
         residual_var=channels.residual_var.astype(np.float32),
-        discrepancy_sd=sensor.discrepancy_sd, discrepancy_days=sensor.discrepancy_days, when=centre_of(scene.when),
+        discrepancy_sd=np.full(data.shape[1:], sensor.discrepancy_sd, np.float32), discrepancy_days=sensor.discrepancy_days,
+        when=centre_of(scene.when),
         geobox=geobox, psf=psf, view=view, notes=scene.notes + notes, simulated=scene.simulated,
     )
 

@@ -2,12 +2,12 @@
 
 A level's temporal covariance is a convex mixture, unit variance on average over the dates,
 
-    C = (1 - w) [ a_s 1 1^T + a_a cos(2 pi dt / 365.25) + a_m M_1/2(dt / length) + a_r M_1/2(dt / 4 d) ] + w E,
+    C = (1 - w) [ a_s 1 1^T + a_a cos(2 pi dt / 365.25) + a_m M_3/2(dt / length) + a_r M_1/2(dt / 4 d) ] + w E,
 
 of what never changes, an annual cycle of free phase, slow change, rough change, and E, the covariance between dates
-that the data show (`empirical`).  Slow change is an Ornstein-Uhlenbeck process too: between two close looks it is a Brownian
-bridge, whose mean is the straight line between them, which is hard to beat on real series; a differentiable process averages
-many dates there instead.  The rough part never vanishes, so that C stays well conditioned.
+that the data show (`empirical`).  Slow change has a slope: within days it hardly leaves the straight line between two looks, and within
+weeks it may go anywhere.  An Ornstein-Uhlenbeck process, whose variance grows in proportion to time, has too much of the one or too
+little of the other.  The rough part never vanishes, so that C stays well conditioned.
 """
 
 from __future__ import annotations
@@ -34,6 +34,12 @@ def matern12(lag: Array, length: ArrayLike) -> Array:
     return jnp.exp(-lag / length)
 
 
+def matern32(lag: Array, length: ArrayLike) -> Array:
+    """(1 + r) exp(-r), r = sqrt(3) |dt| / length: once differentiable (Rasmussen & Williams 2006, eq. 4.17)."""
+    scaled = jnp.sqrt(3.0) * lag / length
+    return (1.0 + scaled) * jnp.exp(-scaled)
+
+
 def annual(lag: Array) -> Array:
     """cos(2 pi dt / year): one harmonic of random amplitude and phase (its two quadratures have equal variance)."""
     return jnp.cos(2.0 * jnp.pi * lag / YEAR)
@@ -48,7 +54,7 @@ def mixture(days: ArrayLike, shares: ArrayLike, length: ArrayLike, learned: Arra
     lag = lags(days)
     shares = jnp.asarray(shares)
     part = shares / shares.sum()
-    anchor = part[0] + part[1] * annual(lag) + part[2] * matern12(lag, length) + part[3] * matern12(lag, ROUGH_DAYS)
+    anchor = part[0] + part[1] * annual(lag) + part[2] * matern32(lag, length) + part[3] * matern12(lag, ROUGH_DAYS)
     return jnp.asarray(anchor if empirical is None else (1.0 - learned) * anchor + learned * jnp.asarray(empirical))
 
 

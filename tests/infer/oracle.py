@@ -65,8 +65,13 @@ def look(
         sensor=sensor, scene_id=f"{sensor}-{number}", bands=tuple(map(str, range(bands))),
         data=np.zeros(precision.shape, np.float32), precision=precision, layer=layer,
         offset_sd=np.full(bands, offset), gain_sd=np.full(bands, gain), residual_var=np.full(bands, residual),
-        discrepancy_sd=discrepancy, discrepancy_days=10.0, when=day,
+        discrepancy_sd=discrepancy * _uneven(footprint), discrepancy_days=10.0, when=day,
     )
+
+
+def _uneven(footprint: Any) -> np.ndarray:
+    """(H, W) factors on the discrepancy of each cell, some cells erring three times as much as others."""
+    return np.random.default_rng(5).uniform(0.5, 1.5, footprint.shape).astype(np.float32)
 
 
 def instant(index: float) -> Any:
@@ -104,7 +109,8 @@ class World:
         for i, name in enumerate(LEVELS):
             share = np.asarray(self.hyper.shares[i], np.float64)
             share /= share.sum()
-            slow = np.exp(-lag / float(self.hyper.length[i]))
+            scaled = np.sqrt(3) * lag / float(self.hyper.length[i])
+            slow = (1 + scaled) * np.exp(-scaled)
             c = share[0] + share[1] * np.cos(2 * np.pi * lag / 365.25) + share[2] * slow + share[3] * np.exp(-lag / 4)
             odds = float(self.hyper.learned[i])
             c = (c + odds * empirical) / (1 + odds)
@@ -160,7 +166,7 @@ class World:
             "white": [f["noise"] ** 2 / o.precision[b].reshape(-1)[c] + o.residual_var[b] for o, f, b, c, _ in flat],
             "offset": [f["offset"] * o.offset_sd[b] for o, f, b, _, _ in flat],
             "gain": [f["gain"] * o.gain_sd[b] * a for o, f, b, _, a in flat],
-            "d": [f["discrepancy"] * o.discrepancy_sd for o, f, *_ in flat],
+            "d": [f["discrepancy"] * o.discrepancy_sd.reshape(-1)[c] for o, f, _, c, _ in flat],
             "days": [f["discrepancy_days"] * o.discrepancy_days for o, f, *_ in flat],
         }.items()}
         same = {n: column[n][:, None] == column[n][None, :] for n in ("sensor", "scene", "band", "cell")}

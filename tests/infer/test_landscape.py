@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import json
 import jax
 import numpy as np
 import pytest
@@ -118,6 +119,9 @@ def test_order_does_not_matter_and_files_bring_it_back(two: Any) -> None:
     np.testing.assert_array_equal(learn(back, two[0][1]).cover.centres, one.cover.centres)
     with pytest.raises(StoreError, match="earlier version"):
         Landscape.from_arrays({name: value for name, value in one.to_arrays().items() if name != "prior"})
+    told = json.loads(one.to_arrays()["told"].tobytes()) | {"learned": [{"sensor": "modis"}]}
+    with pytest.raises(StoreError, match="without.*variety"):
+        Landscape.from_arrays(one.to_arrays() | {"told": np.frombuffer(json.dumps(told).encode(), np.uint8)})
     # all arrays are plain: nothing has to be unpickled
     assert all(a.dtype.kind in "fiu" for a in (*one.to_arrays().values(), *both[0].to_arrays().values()))
 
@@ -252,7 +256,7 @@ def test_the_prior_heeds_images_that_contradict_the_library() -> None:
 def test_calibrations_are_pooled_by_clear_values() -> None:
     rng = np.random.default_rng(1)
     one, other = (
-        Learned("modis", widen, shift, np.linalg.qr(rng.normal(size=(2, 2)))[0], rng.normal(size=2), *np.ones((3, 2)), 9.0, 5, cells)
+        Learned("modis", widen, shift, np.linalg.qr(rng.normal(size=(2, 2)))[0], rng.normal(size=2), *np.ones((3, 2)), 9.0, 5, cells, np.ones(2), 0.5)
         for widen, shift, cells in ((1.0, (0.0, 100.0), 300.0), (1.6, (40.0, -20.0), 100.0))
     )
     assert pooled([one]) == (one,)

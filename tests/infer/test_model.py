@@ -70,12 +70,12 @@ def test_the_joint_density_is_prior_times_likelihood_as_written(tiny: Any) -> No
         y = np.einsum("t,bk,ps,tks->bp", obs.layer.tau, obs.layer.colour, obs.layer.footprint.dense(), z.reshape(4, 2, -1))
         shift = float(hyper.offset[g]) * obs.offset_sd * np.asarray(values[f"offset_{k}"][n])
         y = y.reshape(obs.data.shape) + shift[:, None, None]
-        if obs.discrepancy_sd:
+        if np.any(obs.discrepancy_sd):
             days = np.asarray(series[k].days, np.float64)
             lag = np.abs(days[:, None] - days) / (10 * float(hyper.discrepancy_days[g]))
-            root = obs.discrepancy_sd * float(hyper.discrepancy[g]) * np.linalg.cholesky(np.exp(-lag) + 1e-5 * np.eye(4))
+            root = float(hyper.discrepancy[g]) * np.linalg.cholesky(np.exp(-lag) + 1e-5 * np.eye(4))
             cells = np.asarray(values[f"discrepancy_{k}"], np.float64).reshape(4, 2, -1)[..., :4]  # four cells, then padding
-            y += np.einsum("m,mbp->bp", root[n], cells).reshape(y.shape)
+            y += np.einsum("m,mbp->bp", root[n], cells).reshape(y.shape) * obs.discrepancy_sd
         there = obs.precision > 0
         variance = float(hyper.noise[g]) ** 2 / obs.precision[there]
         wanted += float((-0.5 * (obs.data[there] - y[there]) ** 2 / variance - 0.5 * np.log(2 * np.pi * variance)).sum())

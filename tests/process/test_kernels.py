@@ -14,6 +14,7 @@ positive = st.floats(0.01, 10.0)
 def test_formulas() -> None:
     lag = np.array([[0.0, 10.0], [10.0, 0.0]])
     np.testing.assert_allclose(kernels.matern12(lag, 5.0)[0, 1], np.exp(-2), rtol=1e-6)
+    np.testing.assert_allclose(kernels.matern32(lag, 10.0 * np.sqrt(3))[0, 1], 2 * np.exp(-1), rtol=1e-6)
     np.testing.assert_allclose(kernels.annual(np.array(365.25 / 2)), -1, rtol=1e-5)
 
 

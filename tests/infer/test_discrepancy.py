@@ -1,0 +1,48 @@
+"""What a coarse sensor gets wrong, by moments: against errors that were drawn from the equations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusion.infer.discrepancy import centred, errors, share_of_variety, uneven
+
+LOOKS, BANDS, HIGH, WIDE = 8, 3, 15, 15
+
+
+def drawn(share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(residual (n, B, H, W), use, variety (B, H, W)): errors whose variance is 1 - share + share times the variety of the ground."""
+    rng = np.random.default_rng(seed)
+    variety = np.broadcast_to(rng.gamma(0.5, 2.0, (HIGH, WIDE)), (BANDS, HIGH, WIDE)) * rng.uniform(0.9, 1.1, (BANDS, 1, 1))
+    variety = variety / variety.mean(axis=(1, 2), keepdims=True)
+    scale = 1 - share + share * variety.mean(axis=0)
+    use = (rng.random((LOOKS, BANDS, HIGH, WIDE)) > 0.1).astype(float)
+    size = np.array([0.01, 0.02, 0.005])[:, None, None]
+    level = rng.normal(0, 0.01, (LOOKS, BANDS, 1, 1))
+    return (level + size * np.sqrt(scale) * rng.standard_normal(use.shape)) * use, use, variety
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.sampled_from([0.0, 0.4, 0.75, 0.96]), st.integers(0, 50))
+def test_the_share_that_goes_with_variety_is_found(share: float, seed: int) -> None:
+    assert share_of_variety(*drawn(share, seed)) == pytest.approx(share, abs=0.21)
+
+
+def test_cells_are_alike_on_average_and_errors_keep_their_size() -> None:
+    residual, use, variety = drawn(0.9, 1)
+    scale = uneven(0.9, variety)
+    assert scale.mean() == pytest.approx(1.0)
+    assert scale.min() >= 0.1
+    _, offset, total, _, _ = errors(residual, use, scale, np.arange(LOOKS) * 16.0, np.full(BANDS, 0.01**2), 10.0)
+    np.testing.assert_allclose(np.sqrt(total), [0.01, 0.02, 0.005], rtol=0.1)
+    assert ((offset > 0.004) & (offset < 0.02)).all()
+
+
+def test_a_look_is_centred_by_what_is_sure() -> None:
+    residual, use, _ = drawn(0.0, 2)
+    weight = np.where(np.arange(WIDE) < 5, use, 0.0)
+    off, level = centred(residual, weight)
+    np.testing.assert_allclose(level[0, 0], residual[0, 0][weight[0, 0] > 0].mean())
+    assert (off[weight == 0] == 0).all()
