@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
-import json
 import jax
 import numpy as np
 import pytest
@@ -120,7 +120,7 @@ def test_order_does_not_matter_and_files_bring_it_back(two: Any) -> None:
     with pytest.raises(StoreError, match="earlier version"):
         Landscape.from_arrays({name: value for name, value in one.to_arrays().items() if name != "prior"})
     told = json.loads(one.to_arrays()["told"].tobytes()) | {"learned": [{"sensor": "modis"}]}
-    with pytest.raises(StoreError, match="without.*variety"):
+    with pytest.raises(StoreError, match="variety"):
         Landscape.from_arrays(one.to_arrays() | {"told": np.frombuffer(json.dumps(told).encode(), np.uint8)})
     # all arrays are plain: nothing has to be unpickled
     assert all(a.dtype.kind in "fiu" for a in (*one.to_arrays().values(), *both[0].to_arrays().values()))
