@@ -41,7 +41,7 @@ class Row:
     name: str
     theta: Callable[[Hyper], Hyper] = lambda hyper: hyper
     calibration: str = "all"
-    """all, none (facts as stated), as stated PSF, or without pseudo-bands"""
+    """all, none (facts as stated), as stated PSF, without pseudo-bands, or all cells alike"""
     robust: bool = False
     coarse: bool = True
     lively: bool = True
@@ -64,7 +64,9 @@ ROWS = (
     Row("no offsets", lambda hyper: hyper.replace(offset=NOTHING)),
     Row("PSF and shift as stated", calibration="psf"),
     Row("no pseudo-bands", calibration="bands"),
-    Row("nothing learned of the coarse sensor", calibration="none"),
+    Row("all cells equally wrong", calibration="cells"),
+    Row("noise as stated", lambda hyper: hyper.replace(noise=1.0)),
+    Row("nothing learned of any sensor", calibration="none"),
     Row("with robust weights", robust=True),
     Row("no coarse sensor at all", coarse=False),
 )
@@ -77,7 +79,10 @@ def calibration(kind: str) -> Iterator[None]:
         with patch.object(empirical, "_place", lambda pairs, cube, cell: (1.0, (0.0, 0.0))):
             yield
     elif kind == "bands":
-        with patch.object(empirical, "rotation", lambda residual, use, least: np.eye(residual.shape[1])):
+        with patch.object(empirical, "rotation", lambda residual, use, scale, least: np.eye(residual.shape[1])):
+            yield
+    elif kind == "cells":
+        with patch.object(empirical, "share_of_variety", lambda residual, use, variety: 0.0):
             yield
     else:
         yield
