@@ -118,8 +118,9 @@ def calibrated(
     out, records = list(observations), []
     for members in groups.values():
         looks = [observations[i] for i in members]
+        ground = _Ground.of(fine, looks[0], cube) if fine else None
         if known is None:
-            learned = _learn(looks, _Ground.of(fine, looks[0], cube), cube) if fine else None
+            learned = None if ground is None else _learn(looks, ground, cube)
         else:
             learned = next((k for k in known if (k.sensor, len(k.bias)) == (looks[0].sensor, len(looks[0].data))), None)
         if learned is not None:
@@ -127,7 +128,7 @@ def calibrated(
             days = [cube.calendar.day_of(observations[i].when) for i in members]
             offset = lasting_offset(learned.lasting_sd, learned.white_sd, learned.days, days) * learned.offset_sd
             foot = _footprint(looks[0], learned, cube)
-            variety = _variety(_Ground.of(fine, looks[0], cube), foot) / learned.variety[:, None, None] if fine else np.ones((1, 1, 1))
+            variety = np.ones((1, 1, 1)) if ground is None else _variety(ground, foot) / learned.variety[:, None, None]
             scale = np.broadcast_to(uneven(learned.share, variety), foot.shape)
             for i in members:
                 out[i] = _with(observations[i], replace(learned, offset_sd=offset), foot, scale)
