@@ -127,7 +127,7 @@ def calibrated(
             records.append(learned)
             days = [cube.calendar.day_of(observations[i].when) for i in members]
             offset = lasting_offset(learned.lasting_sd, learned.white_sd, learned.days, days) * learned.offset_sd
-            foot = _footprint(looks[0], learned, cube)
+            foot = _footprint(looks[0], cube, learned.widen, learned.shift)
             variety = np.ones((1, 1, 1)) if ground is None else _variety(ground, foot) / learned.variety[:, None, None]
             scale = np.broadcast_to(uneven(learned.share, variety), foot.shape)
             for i in members:
@@ -266,7 +266,7 @@ def _place(pairs: _Pairs, cube: Cube, cell: float) -> tuple[float, tuple[float, 
     """(width factor, shift) by a scan of widths and a pattern search of the shift, twice."""
     known: dict[tuple[float, tuple[float, float]], float] = {}
     first = pairs.coarse[0]
-    sharp = footprint(first.geobox, first.psf, cube.grid, view=first.view, widen=WIDTHS[0])
+    sharp = _footprint(first, cube, WIDTHS[0])
 
     def score(widen: float, shift: tuple[float, float]) -> float:
         if (widen, shift) not in known:
@@ -292,7 +292,7 @@ def _learn(coarse: Sequence[Observation], ground: _Ground, cube: Cube) -> Learne
     first = pairs.coarse[0]
     cell = float(np.sqrt(abs(first.geobox.transform.determinant)))
     widen, shift = _place(pairs, cube, cell)
-    foot = footprint(first.geobox, first.psf, cube.grid, view=first.view, widen=widen, shift=shift)
+    foot = _footprint(first, cube, widen, shift)
     residual, use = _residuals(pairs, foot, pairs.pictures)
     variety = _variety(ground, foot)
     seen = use.any(axis=(0, 1))
@@ -314,8 +314,8 @@ def _learn(coarse: Sequence[Observation], ground: _Ground, cube: Cube) -> Learne
     )
 
 
-def _footprint(obs: Observation, learned: Learned, cube: Cube) -> Footprint:
-    return footprint(obs.geobox, obs.psf, cube.grid, view=obs.view, widen=learned.widen, shift=learned.shift)
+def _footprint(obs: Observation, cube: Cube, widen: float, shift: tuple[float, float] = (0.0, 0.0)) -> Footprint:
+    return footprint(obs.geobox, obs.psf, cube.grid, view=obs.view, widen=widen, shift=shift)
 
 
 def _with(obs: Observation, learned: Learned, foot: Footprint, scale: Array) -> Observation:

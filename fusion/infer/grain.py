@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.signal import convolve2d
 
 MASK = np.outer([1.0, -2.0, 1.0], [1.0, -2.0, 1.0])
 WINDOWS = 200
@@ -41,14 +41,8 @@ def _ratios(obs: Any) -> list[float]:
         if min(data.shape) < 3 or not seen.any():
             continue
         variance = np.where(seen, 1 / np.where(seen, precision, 1.0), np.nan)
-        found = _masked(np.where(seen, data, np.nan), MASK) / np.sqrt(_masked(variance, MASK**2))
+        found = convolve2d(np.where(seen, data, np.nan), MASK, "valid") / np.sqrt(convolve2d(variance, MASK**2, "valid"))
         found = found[np.isfinite(found)]
         if found.size >= WINDOWS:
             out.append(float(np.median(np.abs(found))) / NORMAL)
     return out
-
-
-def _masked(plane: NDArray[np.float64], mask: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(H - 2, W - 2) the response to a 3 x 3 mask; NaN where any of the nine is."""
-    windows = np.lib.stride_tricks.sliding_window_view(plane, (3, 3))
-    return np.asarray(np.einsum("hwij,ij->hw", windows, mask))

@@ -253,12 +253,13 @@ def _series(group: list[Any], hierarchy: Hierarchy, index: int, days_of: Any) ->
     spread = pick(np.broadcast_to(np.asarray(first.discrepancy_sd, np.float64), first.data.shape[1:]))
     there = np.any([p > 0 for p in precision], axis=(0, 1))
     sd = float(np.sqrt(np.mean(spread[there] ** 2)))
+    uneven = spread / sd if sd > 0 else np.ones_like(spread)
     return Looks(
         data, _pad(precision, count), footprint, jnp.asarray(np.asarray(first.layer.colour, np.float64) @ mixing, jnp.float32),
         tau if tau.ndim == 2 else jnp.moveaxis(tau, 1, -1), jnp.asarray(days + [days[-1]] * (count - len(days)), jnp.float32),
         jnp.asarray(first.layer.mean, jnp.float32), jnp.asarray(first.residual_var, jnp.float32),
         jnp.asarray(first.offset_sd, jnp.float32), jnp.asarray(first.gain_sd, jnp.float32),
-        jnp.asarray([sd, max(float(first.discrepancy_days), 0.1)], jnp.float32), jnp.asarray(spread / sd if sd > 0 else 1 + spread, jnp.float32),
+        jnp.asarray([sd, max(float(first.discrepancy_days), 0.1)], jnp.float32), jnp.asarray(uneven, jnp.float32),
         jnp.asarray(ids + list(range(count - len(ids))), jnp.uint32), rows, cols, jnp.asarray(index, jnp.int32),
         sensor=first.sensor, coarse=first.layer.footprint.coarse, correlated=sd > 0,
     )
