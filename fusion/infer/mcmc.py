@@ -54,7 +54,7 @@ def sample(
     """
     known, place, found = start(views, hyper, prior, seed)
     if place is None:
-        return of_prior(known, hyper.rank, hyper.sensors, draws, seed)
+        return of_prior(known, hyper, views, draws, seed)
     sampler = _sampler(hyper.sensors, warmup, samples, chains, depth)
     key, first = jax.random.split(jax.random.key(seed))
     size = place[0].shape[0]

@@ -183,11 +183,18 @@ class Region:
         ]
 
 
-def aligned(prior: Any, hyper: Hyper) -> tuple[Any, Any] | None:
-    """(mean, sd) (D,) in the order of hyper.names(), from `Region.prior`; parameters that it does not name keep N(0, 1)."""
-    if not isinstance(prior, Mapping):
-        return prior  # type: ignore[no-any-return]
-    place = {name: i for i, name in enumerate(prior["names"])}
-    pick = [place.get(name) for name in hyper.names()]
-    mean = np.array([0.0 if i is None else prior["mean"][i] for i in pick])
-    return mean, np.array([1.0 if i is None else prior["sd"][i] for i in pick])
+def aligned(prior: Any, hyper: Hyper) -> tuple[Any, Any]:
+    """(mean, sd) (D,) in the order of hyper.names(), from `Region.prior`; parameters that it does not name keep N(0, 1).
+
+    The noise of a sensor is not thought larger than in `hyper`, which holds what its images allow (`grain`).
+    """
+    names = hyper.names()
+    if isinstance(prior, Mapping):
+        place = {name: i for i, name in enumerate(prior["names"])}
+        pick = [place.get(name) for name in names]
+        mean = np.array([0.0 if i is None else prior["mean"][i] for i in pick])
+        sd = np.array([1.0 if i is None else prior["sd"][i] for i in pick])
+    else:
+        mean, sd = prior if prior is not None else (np.zeros(len(names)), np.ones(len(names)))
+    noise = np.array([name.startswith("noise[") for name in names])
+    return np.where(noise, np.minimum(mean, np.asarray(hyper.to_white())), mean), sd

@@ -38,7 +38,7 @@ SMALL = 24
 """probes with at most this many looks are computed apart from the larger ones"""
 FLOOR = 1e-4
 """share of the signal's variance that no mean of many pixels is trusted beyond: keeps float32 factors sound"""
-PER_LOOK = ("value", "seen", "tau", "sensor", "noise", "fixed", "offset")
+PER_LOOK = ("value", "seen", "judged", "tau", "sensor", "noise", "fixed", "offset")
 CLEAR = 0.3
 """a channel that responds to its own component with less than this share is left out"""
 
@@ -54,6 +54,8 @@ class Probes:
     """(J, K, K, n, n): g_nki g_mki, g the response of channel k to canonical component i"""
     seen: Array
     """(J, n, K) 1 = used, 0 = padding"""
+    judged: Array
+    """(J, n) 1 = predicted from the others when theta is judged: fine looks, all where the job has no fine sensor"""
     gram: Array
     """(J, 5, n, n) Gram matrix of each level of LEVELS"""
     tau: Array
@@ -201,9 +203,9 @@ def _rows(
     days = np.concatenate([np.asarray(series.days) for series in looks])
     picked = picked[np.argsort(days[picked], kind="stable")]
     amount = np.maximum(np.einsum("lnn,l->n", gram, strength), 1e-12)
-    counts = [len(p["good"]) for p in parts]
+    counts, alone = [len(p["good"]) for p in parts], all(s.coarse for s in looks)
     series = [
-        {**_channels(p, s, a), "sensor": np.full(n, int(s.group), np.int32)}
+        {**_channels(p, s, a), "sensor": np.full(n, int(s.group), np.int32), "judged": np.full(n, alone or not s.coarse, np.float64)}
         for p, s, a, n in zip(parts, looks, np.split(amount, np.cumsum(counts)[:-1]), counts, strict=True)
     ]
     overlap = scipy.linalg.block_diag(*(p["overlap"] for p in parts))
@@ -212,6 +214,8 @@ def _rows(
     lag = np.abs(days[:, None] - days[None, :]) / np.sqrt(np.outer(stated, stated))
     for hand in _deal(picked, scale, rng):
         rows = {name: np.concatenate([s[name] for s in series])[hand] for name in (*PER_LOOK, "response")}
+        if rows["judged"].sum() < 2:  # a fine look with no other beside it says little of how fine looks hang together
+            continue
         response = rows.pop("response")
         between = {"gram": gram, "gain": gain, "discrepancy": error * overlap, "lag": lag}
         yield {

@@ -90,7 +90,7 @@ def evidence(views: Sequence[View], hyper: Hyper, prior: tuple[Any, Any] | None,
 
 
 def log_posterior(u: Array, known: Evidence, sensors: tuple[str, ...]) -> Array:
-    """log p(u | probes) up to a constant."""
+    """log prior of u plus what the data say of it (`collapsed`), up to a constant."""
     data, hierarchy, (mean, sd) = known
     density: Any = exact if isinstance(data[0], Looks) else probed
     return density(u, data, hierarchy, sensors) - 0.5 * (((u - mean) / sd) ** 2).sum()
@@ -144,17 +144,18 @@ def antithetic(mean: Vector, root: NDArray[np.float64], draws: int, seed: int) -
     return np.concatenate([mean + half, mean - half])[:draws]
 
 
-def of_prior(known: Evidence, rank: int, sensors: tuple[str, ...], draws: int, seed: int) -> Theta:
-    """Without data the posterior is the prior."""
+def of_prior(known: Evidence, hyper: Hyper, views: Sequence[View], draws: int, seed: int) -> Theta:
+    """Where nothing can be judged the posterior is the prior; the status tells whether there were looks at all."""
     mean, sd = (np.asarray(v, np.float64) for v in known[2])
     root = np.diag(sd)
-    return Theta(mean, root, antithetic(mean, root, draws, seed), rank, sensors, Status.NO_DATA, Status.NO_DATA.value)
+    status = Status.OK if any(series for series, _ in views) else Status.NO_DATA
+    return Theta(mean, root, antithetic(mean, root, draws, seed), hyper.rank, hyper.sensors, status, status.value)
 
 
 def start(
     views: Sequence[View], hyper: Hyper, prior: tuple[Any, Any] | None, seed: int
 ) -> tuple[Evidence, Place | None, dict[str, Any]]:
-    """(evidence, place, diagnostics) where both engines begin: probes and their Laplace approximation; no place without data."""
+    """(evidence, place, diagnostics) where both engines begin: probes and their Laplace approximation; no place where nothing can be judged."""
     known = evidence(views, hyper, prior, seed)
     if not known[0]:
         return known, None, {}

@@ -63,12 +63,12 @@ def learn(
 
     views: looks with the hierarchy that they judge, as `Problem.views` gives them. hyper: names the sensors and guesses theta.
     prior: mean and sd (D,) of u, as `Population.prior` gives them; None = N(0, I).
-    draws: of theta. steps: of SVI after the Laplace start. Without data the answer is the prior, with status NO_DATA.
-    Deterministic by seed.
+    draws: of theta. steps: of SVI after the Laplace start. Deterministic by seed.
+    Where nothing can be judged (fewer than two fine looks) the answer is the prior; without data with status NO_DATA.
     """
     known, place, found = start(views, hyper, prior, seed)
     if place is None:
-        return of_prior(known, hyper.rank, hyper.sensors, draws, seed)
+        return of_prior(known, hyper, views, draws, seed)
     mean, root = (np.asarray(v, np.float64) for v in place)
     if steps:
         keep = np.zeros(steps, np.float32)

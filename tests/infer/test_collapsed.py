@@ -1,10 +1,17 @@
-"""The density of all probes is computed without stopping a small machine."""
+"""The score by which theta is learned: against numpy, unbiased, and computed without stopping a small machine."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fusion.infer.collapsed import NU, WIDTH, left_out
 
 PROGRAM = """
 import jax, jax.numpy as jnp
@@ -16,7 +23,7 @@ from tests.infer.oracle import DAYS, K, T, world
 def batch(count, looks):
     flat, pair = (lambda *more: jnp.ones((count, looks, *more))), (lambda *more: jnp.ones((count, *more, looks, looks)))
     return Probes(
-        value=flat(K), response=pair(K, K), seen=flat(K), gram=0.1 * pair(5), tau=jnp.full((count, looks, T), 1 / T),
+        value=flat(K), response=pair(K, K), seen=flat(K), judged=flat(), gram=0.1 * pair(5), tau=jnp.full((count, looks, T), 1 / T),
         sensor=jnp.zeros((count, looks), jnp.int32), noise=flat(K), fixed=0 * flat(K), offset=0 * flat(K), gain=0 * pair(K),
         discrepancy=0 * pair(K), lag=0 * pair(), scale=jnp.zeros(count, jnp.int32),
     )
@@ -33,3 +40,34 @@ assert jnp.isfinite(value) and jnp.isfinite(slope).all()
 def test_probes_of_two_sizes_do_not_wait_for_each_other_for_good() -> None:
     """Two batched LAPACK calls at once take all threads of two cores and wait: the density has to make one after the other."""
     subprocess.run([sys.executable, "-c", PROGRAM], check=True, timeout=240, cwd=Path(__file__).parents[2])
+
+
+def test_the_left_out_score_and_its_written_gradient() -> None:
+    """Each judged value against the normal distribution that the other values give it, in float64 numpy, and by differences."""
+    rng = np.random.default_rng(0)
+
+    def wanted(covariance: np.ndarray, value: np.ndarray, judged: np.ndarray) -> float:
+        total = 0.0
+        for i in np.flatnonzero(judged):
+            rest = np.arange(len(value)) != i
+            weight = np.linalg.solve(covariance[np.ix_(rest, rest)], covariance[rest, i])
+            variance = covariance[i, i] - weight @ covariance[rest, i]
+            total -= 0.5 * np.log(variance) + 0.5 * (NU + 1) * np.log1p((value[i] - weight @ value[rest]) ** 2 / (variance * WIDTH))
+        return float(total)
+
+    for size in (3, 30):
+        root = rng.normal(size=(size, size))
+        covariance, value, judged = root @ root.T + size * np.eye(size), rng.normal(size=size) * 3, (rng.random(size) < 0.6) * 1.0
+        single = tuple(jnp.asarray(v, jnp.float32) for v in (covariance, value, judged))
+        np.testing.assert_allclose(left_out(*single), wanted(covariance, value, judged), rtol=1e-4)
+        slope_c, slope_v = jax.grad(lambda c, v, j: left_out(c, v, j), (0, 1))(*single)
+        turn, step = rng.normal(size=(size, size)), 1e-5
+        turn, along = turn + turn.T, rng.normal(size=size)
+        ends = [wanted(covariance + s * turn, value + s * along, judged) for s in (step, -step)]
+        found = (np.asarray(slope_c) * turn).sum() + np.asarray(slope_v) @ along
+        np.testing.assert_allclose(found, (ends[0] - ends[1]) / (2 * step), rtol=2e-3)
+
+
+def test_gaussian_errors_leave_the_score_unbiased() -> None:
+    z, weight = np.polynomial.hermite_e.hermegauss(200)
+    assert ((NU + 1) * z**2 / (WIDTH + z**2) * weight).sum() / weight.sum() == pytest.approx(1.0, abs=1e-3)

@@ -118,12 +118,15 @@ def test_a_region_lends_to_tiles_that_met_other_sensors() -> None:
     region = population(told)
     hyper = Hyper.default(1, ("b",))
     prior = json.loads(json.dumps(region.prior((5, 5))))
-    mean, sd = aligned(prior, hyper)  # type: ignore[misc]
+    mean, sd = aligned(prior, hyper)
     index = hyper.names().index("length[scene]")
     assert mean[index] == pytest.approx(0.8, abs=0.15)
     assert sd[index] < 0.5
     other = hyper.names().index("noise[b]")
     assert (mean[other], sd[other]) == (0.0, 1.0)
+    quiet = aligned(prior, hyper.replace(noise=0.5))[0] - mean
+    assert quiet[other] == pytest.approx(float(hyper.replace(noise=0.5).to_white()[other]))  # images that allow less noise bound it
+    assert np.abs(np.delete(quiet, other)).max() == 0
     rows = [r for r in region.shrinkage() if r["parameter"] == "length[scene]"]
     assert len(rows) == 20
     assert all(0 <= r["weight"] <= 1 for r in rows)
