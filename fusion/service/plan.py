@@ -2,10 +2,11 @@
 
 Projected peak memory of one tile at a time in a worker, from shapes (float32):
 
-    base + 4 K Y X (T (FIELDS + S) + BLOCKS R^2) + 4 OBSERVED sum_n B_n H_n W_n
+    base + 4 K Y X (T (FIELDS + S) + BLOCKS R^2) + 4 OBSERVED sum_n B_n H_n W_n + 4 TOP K U^2
 
-with Y, X including the halo, S draws, R <= RANK temporal functions of a pixel, n over the tile's looks. The constants were measured
-by `benchmarks/memory.py`.
+with Y, X including the halo, S draws, R temporal functions of a pixel, n over the tile's looks; U = T + looks + classes R_class + nodes R_place the
+unknowns that every pixel shares, whose dense matrix preconditions the solver; a node per cell of the coarsest sensor. The constants were
+measured by `benchmarks/memory.py`, TOP on 35 to 70 px of a job with 23 temporal functions and cells of 7 px.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from fusion.cube.cube import Cube
 from fusion.cube.grid import Grid, Tile, halo_for
 from fusion.errors import JobError
 from fusion.observe.sensor import Sensor, sensor
+from fusion.process.hierarchy import RANKS
 from fusion.service.blend import LEAST_HALO, widest
 from fusion.service.catalog import Found
 from fusion.service.cluster import Workers, workers_of
@@ -40,8 +42,10 @@ FIELDS = 14.0
 """copies of the latent field that an engine holds at its peak, draws apart"""
 BLOCKS = 45.0
 """copies of the (R, R) matrices, one per pixel and component, that the elimination of the pixels holds at its peak"""
-RANK = 8
-"""the engine's default number of temporal functions of a pixel (`fusion.process.hierarchy.RANKS`)"""
+TOP = 5.5
+"""copies of the dense matrix of the shared unknowns"""
+CLASSES, SPACING = 64, 16.0
+"""the engine's default number of classes, and pixels between its nodes where no sensor is coarse (`fusion.infer.problem.pose`)"""
 OBSERVED = 5.0
 """copies of a look: data, precision, residual, and the scene while it is read"""
 SECONDS = {"gaussian": 25e-6, "variational": 250e-6, "mcmc": 7e-3}
@@ -241,10 +245,14 @@ def peak_bytes(job: Job, cube: Cube, core: int, halo: int, looks: dict[str, floa
     """Projected peak memory of one worker (the formula above) with that many tiles at a time."""
     edge = core + 2 * halo
     times, rank = cube.shape[:2]
-    asked = job.engine.settings.get("ranks")
-    functions = max(RANK, int(asked.get("pixel", RANK))) if isinstance(asked, dict) else RANK
-    latent = 4.0 * rank * edge**2 * (times * (FIELDS + job.output.draws) + BLOCKS * min(functions, times) ** 2)
+    asked = job.engine.settings
+    ranks = {level: min(r, times) for level, r in (RANKS | dict(asked.get("ranks") or {})).items()}
+    latent = 4.0 * rank * edge**2 * (times * (FIELDS + job.output.draws) + BLOCKS * ranks["pixel"] ** 2)
     observed = sum(n * window_bytes(sensor(name), edge * cube.grid.resolution) for name, n in looks.items())
+    coarsest = max((sensor(name).pixel for name in looks), default=0.0) / cube.grid.resolution
+    nodes = (math.ceil(edge / float(asked.get("spacing") or (coarsest if coarsest > 1.5 else SPACING))) + 3) ** 2
+    shared = times + sum(looks.values()) + int(asked.get("classes", CLASSES)) * ranks["class"] + nodes * ranks["place"]
+    latent += 4.0 * TOP * rank * shared**2
     return BASE_BYTES + threads * (latent + OBSERVED * observed)
 
 
