@@ -162,7 +162,7 @@ class SpectralBasis:
     ) -> SpectralBasis:
         """The K directions of the library that a job's own bands tell apart best, so that little of any band is left out.
 
-        With the library's covariance C = A A^T and bands W, the leading right singular vectors V of [W A / .0025; A / elsewhere]
+        With the library's covariance C = A A^T and bands W, the leading right singular vectors V of [W A / .005; A / elsewhere]
         give components A V with prior I. The rest, A (I - V V^T) A^T, is uncorrelated with them: between bands the residual
         variance is the honest one of a spectrum given its bands. Principal components of the library leave .012 of
         Landsat's near infrared out at K = 8. elsewhere: noise, reflectance, that weighs the wavelengths nobody sees.
@@ -171,7 +171,7 @@ class SpectralBasis:
         if not 1 <= rank <= library.rank:
             raise JobError(f"asked for {rank} spectral components: the library has 1 to {library.rank}")
         root = library.components @ np.linalg.cholesky(library.prior)
-        wanted = np.concatenate([library.weights(responses) @ root / 0.0025, root / elsewhere]) if responses else root
+        wanted = np.concatenate([library.weights(responses) @ root / 0.005, root / elsewhere]) if responses else root
         chosen = np.linalg.svd(wanted, full_matrices=False)[2][:rank].T
         components = root @ chosen
         components *= np.sign(components[np.abs(components).argmax(axis=0), np.arange(rank)])
