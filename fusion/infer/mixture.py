@@ -186,7 +186,7 @@ class Region:
 def aligned(prior: Any, hyper: Hyper) -> tuple[Any, Any]:
     """(mean, sd) (D,) in the order of hyper.names(), from `Region.prior`; parameters that it does not name keep N(0, 1).
 
-    The noise of a sensor is not thought larger than in `hyper`, which holds what its images allow (`grain`).
+    Where the images allow less than the stated noise, which `hyper` holds then (`grain`), no more is thought of that sensor's noise.
     """
     names = hyper.names()
     if isinstance(prior, Mapping):
@@ -196,5 +196,6 @@ def aligned(prior: Any, hyper: Hyper) -> tuple[Any, Any]:
         sd = np.array([1.0 if i is None else prior["sd"][i] for i in pick])
     else:
         mean, sd = prior if prior is not None else (np.zeros(len(names)), np.ones(len(names)))
-    noise = np.array([name.startswith("noise[") for name in names])
-    return np.where(noise, np.minimum(mean, np.asarray(hyper.to_white())), mean), sd
+    allowed = np.asarray(hyper.to_white())
+    bounded = np.array([name.startswith("noise[") for name in names]) & (allowed < 0)
+    return np.where(bounded, np.minimum(mean, allowed), mean), sd

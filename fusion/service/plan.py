@@ -246,7 +246,8 @@ def peak_bytes(job: Job, cube: Cube, core: int, halo: int, looks: dict[str, floa
     edge = core + 2 * halo
     times, rank = cube.shape[:2]
     asked = job.engine.settings
-    ranks = {level: min(r, times) for level, r in (RANKS | dict(asked.get("ranks") or {})).items()}
+    given = asked.get("ranks")
+    ranks = {level: min(int(r), times) for level, r in (RANKS | (given if isinstance(given, dict) else {})).items()}
     latent = 4.0 * rank * edge**2 * (times * (FIELDS + job.output.draws) + BLOCKS * ranks["pixel"] ** 2)
     observed = sum(n * window_bytes(sensor(name), edge * cube.grid.resolution) for name, n in looks.items())
     coarsest = max((sensor(name).pixel for name in looks), default=0.0) / cube.grid.resolution

@@ -27,8 +27,8 @@ def look(
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0.5, 1.0), st.floats(0.0, 0.1), st.integers(0, 99))
 def test_white_noise_is_found_through_ground_and_clouds(factor: float, hidden: float, seed: int) -> None:
-    """Within five standard errors: a tenth of the 120 x 120 pixels hidden leaves the median an error of 2.2 %."""
-    assert grain([look(factor * 0.01, 0.01, seed=seed, size=120, hidden=hidden)]) == pytest.approx(factor, rel=0.11)
+    """200 x 200 pixels, a tenth of them hidden, leave the median an error of 1.3 %: the bound is five of them and more."""
+    assert grain([look(factor * 0.01, 0.01, seed=seed, size=200, hidden=hidden)]) == pytest.approx(min(factor, 1.0), abs=0.07)
 
 
 def test_stated_noise_is_never_raised_nor_lowered_without_end() -> None:

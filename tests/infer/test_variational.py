@@ -127,6 +127,8 @@ def test_a_region_lends_to_tiles_that_met_other_sensors() -> None:
     quiet = aligned(prior, hyper.replace(noise=0.5))[0] - mean
     assert quiet[other] == pytest.approx(float(hyper.replace(noise=0.5).to_white()[other]))  # images that allow less noise bound it
     assert np.abs(np.delete(quiet, other)).max() == 0
+    loud = {"names": ["noise[b]"], "mean": [0.7], "sd": [0.5]}
+    assert aligned(loud, hyper)[0][other] == 0.7  # images that do not tell bound nothing
     rows = [r for r in region.shrinkage() if r["parameter"] == "length[scene]"]
     assert len(rows) == 20
     assert all(0 <= r["weight"] <= 1 for r in rows)
