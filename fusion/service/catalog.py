@@ -14,6 +14,7 @@ import numpy as np
 import requests
 import shapely
 import shapely.geometry
+from numpy.typing import NDArray
 from pystac_client.exceptions import APIError
 
 from fusion.cube.calendar import DAY, instant_of
@@ -27,6 +28,8 @@ BROKEN = (
     FusionError, APIError, requests.RequestException, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError,
 )
 """what a catalog that is down or malformed makes its clients raise"""
+SHARED = 1 / 8
+"""of a composite's window, the least distance to another's where both are the nearest to a latent time: closer ones were not measured"""
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,10 @@ def find(job: Job) -> Found:
                 _take(document, origin, (job, area), source, found, notes)
         except BROKEN as error:
             notes.append(f"{source.name}: the search ended early after {len(found)} scenes: {_short(error)}")
-        items[source.name] = thinned(sorted(found.values(), key=lambda i: (interval(i), i["id"])))
+        items[source.name] = thinned(sorted(found.values(), key=lambda i: (interval(i), i["id"])), job.calendar().times)
         if len(items[source.name]) < len(found):
             kept = len(items[source.name])
-            notes.append(f"{source.name}: kept {kept} of {len(found)} composites; the others' windows overlap them by half")
+            notes.append(f"{source.name}: kept {kept} of {len(found)} composites; the others' windows overlap these")
     result = Found(items, notes)
     if result.count == 0:
         raise JobError(
@@ -67,23 +70,36 @@ def find(job: Job) -> Found:
     return result
 
 
-def thinned(items: list[Item]) -> list[Item]:
-    """Without the composites that share more than half of their window with an earlier one of the same place.
+def thinned(items: list[Item], times: NDArray[np.datetime64]) -> list[Item]:
+    """Without the composites that say again what another one of the same place says.
 
-    MCD43A4 is published daily with a 16-day window: successive days hold nearly the same observations, and a likelihood that
-    takes them for independent would count each 16 times.  items: in time order.
+    MCD43A4 is published daily with a 16-day window: successive days hold nearly the same observations. Kept is, for each latent time,
+    the composite whose window's centre is nearest, and any other that shares at most half of its window with those kept; none lies
+    closer to another than SHARED of its window.  items: in time order. times: (T,) latent.
     """
+    places: dict[str, list[Item]] = {}
     kept: list[Item] = []
-    last: dict[str, tuple[np.datetime64, np.datetime64]] = {}
     for item in items:
         first, end = interval(item)
-        place = shapely.geometry.shape(item["geometry"]).centroid
-        key = f"{place.x:.3f} {place.y:.3f}"
-        if end - first >= 2 * DAY and key in last and first - last[key][0] < (last[key][1] - last[key][0]) / 2:
+        if end - first < 2 * DAY:
+            kept.append(item)
             continue
-        last[key] = first, end
-        kept.append(item)
-    return kept
+        centre = shapely.geometry.shape(item["geometry"]).centroid
+        places.setdefault(f"{centre.x:.3f} {centre.y:.3f}", []).append(item)
+    for here in places.values():
+        kept += _apart(here, times)
+    return sorted(kept, key=lambda i: (interval(i), i["id"]))
+
+
+def _apart(items: list[Item], times: NDArray[np.datetime64]) -> list[Item]:
+    first, end = (np.array(edge, "datetime64[us]") for edge in zip(*map(interval, items), strict=True))
+    width, centre = end - first, first + (end - first) / 2
+    nearest = np.unique(np.abs(centre[:, None] - times[None].astype("datetime64[us]")).argmin(0))
+    kept = np.zeros(len(items), bool)
+    for chosen, share in ((nearest, SHARED), (range(len(items)), 0.5)):
+        for i in chosen:
+            kept[i] |= bool((np.abs(first[i] - first[kept]) >= share * width[i]).all())
+    return [item for item, one in zip(items, kept, strict=True) if one]
 
 
 def _short(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
 
 from fusion.errors import JobError
@@ -45,14 +46,19 @@ def test_composites_that_share_their_window_are_thinned() -> None:
         end = f"2024-05-{day + width - 1:02d}T23:59:59Z"
         return {**item, "id": f"{day}-{lon}", "properties": {"datetime": None, "start_datetime": start, "end_datetime": end}}
 
+    def kept(items: list[dict[str, Any]], *days: str) -> list[str]:
+        return [i["id"] for i in thinned(items, np.array([f"2024-05-{day}" for day in days], "M8[us]"))]
+
     daily = [composite(day, 16) for day in range(1, 16)]
-    assert [i["id"] for i in thinned(daily)] == ["1-0.0", "9-0.0"]
-    two_places = [composite(day, 16, lon) for day in range(1, 10) for lon in (0.0, 5.0)]
-    assert len(thinned(two_places)) == 4
+    assert kept(daily, "01") == ["1-0.0", "9-0.0"]  # none shares more than half of its window
+    assert kept(daily, "12", "15T12", "23") == ["4-0.0", "8-0.0", "15-0.0"]  # the centres nearest to the latent times; 16 days overlap from 12 on
+    every_day = [f"{day:02d}" for day in range(9, 24)]
+    assert kept(daily, *every_day) == [f"{day}-0.0" for day in range(1, 16, 2)]  # never closer than an eighth of the window
+    assert len(kept([composite(day, 16, lon) for day in range(1, 10) for lon in (0.0, 5.0)], "01")) == 4
     eight_day = [composite(day, 8) for day in (1, 9, 17)]
-    assert thinned(eight_day) == eight_day
+    assert kept(eight_day, "05") == [i["id"] for i in eight_day]
     instants = [{**GOOD, "id": str(n)} for n in range(3)]
-    assert thinned(instants) == instants
+    assert thinned(instants, np.array(["2024-05-01"], "M8[us]")) == instants
 
 
 # --- a STAC API that pages, fails, lies and wanders off ---------------------------------------------------------------
