@@ -173,12 +173,15 @@ def fuse(place: Place, items: list[pystac.Item], work: Path) -> tuple[xr.Dataset
 
 
 def judged(cube: xr.Dataset, scene: Scene, others: list[Scene]) -> Judged:
-    """The cube against a scene's clear pixels: each native pixel against the cube interpolated at its centre and its day."""
+    """The cube against a scene's clear pixels: each native pixel against the cube interpolated at its centre and its day.
+
+    The interval is for the observed value: posterior, the scene's noise and its sensor's offset from day to day together.
+    """
     tau, seen = cube.fusion.cube.calendar.weights(scene.when), _seen(cube, scene)
     mean, sd = (sum(tau[..., t] * _at(seen[part].isel(time=t), scene.geobox) for t in range(seen.sizes["time"])) for part in ("mean", "sd"))
     error = mean - scene.reflectance
     clear = np.isfinite(error)
-    spread = np.sqrt(sd**2 + scene.sigma.astype(float) ** 2)
+    spread = np.sqrt(sd**2 + scene.sigma.astype(float) ** 2 + sensor(scene.sensor).offset_sd ** 2)
     peer = np.mean([_on(o, scene) for o in others], axis=0) - scene.reflectance if others else np.full(error.shape, np.nan)
     both = clear & np.isfinite(peer)
     return Judged(
