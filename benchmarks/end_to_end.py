@@ -1,7 +1,7 @@
 """From files to a scored cube: real pairs as COG and HDF5 behind a STAC API, fused by `fusion run`, judged on a hidden image.
 
     python -m benchmarks.end_to_end [--data ../shared/data] [--case cia_west 0] [--compare] [--picture docs/figures/real_pair.png]
-    python -m benchmarks.end_to_end --case salton_north 7 --cells 9 18 --core 63 --compare
+    python -m benchmarks.end_to_end --case salton_north 4 --cells 9 18 --core 63 --compare
 
 The protocol is the one of benchmarks/accuracy.py: the same instruments (installed as a sensor plug-in, as a stranger's would be),
 the same given and hidden dates, latent times at the acquisitions. What differs is the whole service: files with quantised

@@ -2,12 +2,14 @@
 
 A level's temporal covariance is a convex mixture, unit variance on average over the dates,
 
-    C = (1 - w) [ a_s 1 1^T + a_a cos(2 pi dt / 365.25) + a_m M_3/2(dt / length) + a_r M_1/2(dt / 4 d) ] + w E,
+    C = (1 - w) [ a_s 1 1^T + a_a cos(2 pi dt / 365.25) + a_m S(dt; length) + a_r M_1/2(dt / 4 d) ] + w E,
+    S = 1/2 M_3/2(dt / length) + 1/2 M_1/2(dt / (3 length)),
 
 of what never changes, an annual cycle of free phase, slow change, rough change, and E, the covariance between dates
-that the data show (`empirical`).  Slow change has a slope: within days it hardly leaves the straight line between two looks, and within
-weeks it may go anywhere.  An Ornstein-Uhlenbeck process, whose variance grows in proportion to time, has too much of the one or too
-little of the other.  The rough part never vanishes, so that C stays well conditioned.
+that the data show (`empirical`).  Slow change is half smooth, half not.  A process with a slope (Matern-3/2) averages over looks of one
+week, but carries their slope on into a gap, overshoots there and is too sure of it; an Ornstein-Uhlenbeck process stays near the
+straight line across a gap, but between close looks follows each one's error.  The rough part never vanishes, so that C stays well
+conditioned.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from numpy.typing import NDArray
 YEAR = 365.25
 ROUGH_DAYS = 4.0
 """correlation time of the rough part, days: two looks in one week share weather and ground wetness, two months do not"""
+PATIENCE = 3.0
+"""memory of the slow part without a slope, in lengths of the one with: chosen on Salton and Coleambally (fusion/DESIGN.md)"""
 
 
 def lags(days: ArrayLike) -> Array:
@@ -40,6 +44,11 @@ def matern32(lag: Array, length: ArrayLike) -> Array:
     return (1.0 + scaled) * jnp.exp(-scaled)
 
 
+def slow(lag: Array, length: ArrayLike) -> Array:
+    """S of the module's equation: change over weeks, the mean of a process with a slope and one that remembers three times as long without."""
+    return 0.5 * matern32(lag, length) + 0.5 * matern12(lag, PATIENCE * jnp.asarray(length))
+
+
 def annual(lag: Array) -> Array:
     """cos(2 pi dt / year): one harmonic of random amplitude and phase (its two quadratures have equal variance)."""
     return jnp.cos(2.0 * jnp.pi * lag / YEAR)
@@ -54,7 +63,7 @@ def mixture(days: ArrayLike, shares: ArrayLike, length: ArrayLike, learned: Arra
     lag = lags(days)
     shares = jnp.asarray(shares)
     part = shares / shares.sum()
-    anchor = part[0] + part[1] * annual(lag) + part[2] * matern32(lag, length) + part[3] * matern12(lag, ROUGH_DAYS)
+    anchor = part[0] + part[1] * annual(lag) + part[2] * slow(lag, length) + part[3] * matern12(lag, ROUGH_DAYS)
     return jnp.asarray(anchor if empirical is None else (1.0 - learned) * anchor + learned * jnp.asarray(empirical))
 
 

@@ -109,8 +109,9 @@ class World:
         for i, name in enumerate(LEVELS):
             share = np.asarray(self.hyper.shares[i], np.float64)
             share /= share.sum()
-            scaled = np.sqrt(3) * lag / float(self.hyper.length[i])
-            slow = (1 + scaled) * np.exp(-scaled)
+            length = float(self.hyper.length[i])
+            scaled = np.sqrt(3) * lag / length
+            slow = ((1 + scaled) * np.exp(-scaled) + np.exp(-lag / (3 * length))) / 2
             c = share[0] + share[1] * np.cos(2 * np.pi * lag / 365.25) + share[2] * slow + share[3] * np.exp(-lag / 4)
             odds = float(self.hyper.learned[i])
             c = (c + odds * empirical) / (1 + odds)
