@@ -40,19 +40,11 @@ def root(matrix: Array) -> Array:
 
 
 def times(blocks: Array, vector: Array) -> Array:
-    """Blocks (K, R, R, ...) times (K, R, ...), as R fused multiply-adds (a reduction over the third axis is 15 x slower on CPUs).
-
-    One k after the other: a loop's results are kept, where an open expression is computed again for each of its uses.
-    """
-
-    def one(given: tuple[Array, Array]) -> Array:
-        block, v = given
-        total = block[:, 0] * v[0]
-        for r in range(1, block.shape[1]):
-            total = total + block[:, r] * v[r]
-        return total
-
-    return jax.lax.map(one, (blocks, vector))
+    """Blocks (K, R, R, ...) times (K, R, ...), as R fused multiply-adds (a reduction over the third axis is 15 x slower on CPUs)."""
+    total = blocks[:, :, 0] * vector[:, None, 0]
+    for r in range(1, blocks.shape[2]):
+        total = total + blocks[:, :, r] * vector[:, None, r]
+    return total
 
 
 def invert_lower(factor: Array) -> Array:

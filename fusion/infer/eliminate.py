@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
-from fusion.infer.blocks import invert, invert_lower, root, times
+from fusion.infer.blocks import invert, invert_lower, root
 from fusion.infer.looks import Looks
 from fusion.infer.precondition import Preconditioner
 from fusion.process.hierarchy import Factors, Hierarchy, Hyper
@@ -115,7 +114,7 @@ class _Side:
         """The blocks with the scene: scene-scene, class-scene, place-scene.  info: (K, P, n, n)."""
         stills = self.stills[:, None, None]
         js = jnp.einsum("kpnm,kmt->kpnt", info * stills, self.scene)
-        ss = jnp.einsum("knt,kpnu->ktu", self.scene, js * stills)
+        ss = jnp.einsum("knt,knu->ktu", self.scene, jnp.einsum("kpnu,p->knu", js, self.stills))
         cs = jnp.einsum("cp,kprt->krct", self.kinds, jnp.einsum("knr,kpnt->kprt", self.kind, js))
         gs = jnp.einsum("gp,kprt->krgt", self.places, jnp.einsum("knr,kpnt->kprt", self.place, js))
         return ss, _square(cs), _square(gs)
@@ -126,9 +125,10 @@ class _Side:
         jp = jnp.einsum("kpnm,kmr->kpnr", info, self.place)
         return tuple(jnp.einsum("knq,kpnr->kpqr", b, j) for b, j in ((self.kind, jc), (self.place, jc), (self.place, jp)))
 
-    def inner(self, info: Array) -> tuple[Array, ...]:
-        """The blocks within classes and places, each place weighed by its mean weights."""
+    def inner(self, info: Array, within: Array | None = None) -> tuple[Array, ...]:
+        """The blocks within classes and places, each place weighed by its mean weights.  within: info of the place-place block, if another."""
         cc, gc, gg = self.temporal(info)
+        gg = gg if within is None else self.temporal(within)[2]
         cc = jnp.einsum("cp,dp,kpqr->kqcrd", self.kinds, self.kinds, cc, optimize=True)
         gc = jnp.einsum("gp,cp,kpqr->kqgrc", self.places, self.kinds, gc, optimize=True)
         return _square(cc), _square(gc), self.inner_places(gg)
@@ -147,11 +147,12 @@ def _square(a: Array) -> Array:
 
 
 def _assemble(outer: Sequence[Array], inner: Sequence[Array]) -> Array:
-    """(K, U, U) from the lower blocks."""
+    """(K, U, U) from the lower blocks; zero above them."""
     (ss, cs, gs), (cc, gc, gg) = outer, inner
-    turn = partial(jnp.swapaxes, axis1=1, axis2=2)
-    rows = ([ss, turn(cs), turn(gs)], [cs, cc, turn(gc)], [gs, gc, gg])
-    return jnp.concatenate([jnp.concatenate(row, 2) for row in rows], 1)
+    width = ss.shape[1] + cc.shape[1] + gg.shape[1]
+    rows = ([ss], [cs, cc], [gs, gc, gg])
+    blocks = [jnp.concatenate(row, 2) for row in rows]
+    return jnp.concatenate([jnp.pad(a, ((0, 0), (0, 0), (0, width - a.shape[2]))) for a in blocks], 1)
 
 
 def _told_by_objects(design: Array, lam: Array, weight: Array, inverse: Array, objects: Objects) -> Array:
@@ -160,29 +161,33 @@ def _told_by_objects(design: Array, lam: Array, weight: Array, inverse: Array, o
     sum_s diag(p) - p B (I + B^T p B)^-1 B^T p,  p_n = lam_n w_n(s).  design: B (K, N, R). inverse: of the pixel blocks.
     """
 
-    def look(n: Array) -> Array:
-        mine = lam[n][:, None, None] * weight[n]
-        told = times(inverse, design[:, n, :, None, None] * mine[:, None])
-        shared = jnp.einsum("kmr,kryx->kmyx", design, told) * lam.T[:, :, None, None] * weight
-        alone = jnp.zeros((len(lam), 1, 1)).at[n].set(1.0)
-        return objects.gather(alone * mine[:, None] - shared)
+    seen = objects.grouped(weight)  # (N, chunks, CHUNK)
 
-    return jnp.transpose(jax.lax.map(look, jnp.arange(len(lam))), (1, 3, 0, 2))
+    def component(given: tuple[Array, Array, Array]) -> Array:
+        b, power, blocks = given
+        p = power[:, None, None] * seen
+        left = jnp.einsum("nr,rqci->cnqi", b, objects.grouped(blocks)) * jnp.moveaxis(p, 0, 1)[:, :, None]
+        right = b[:, :, None] * jnp.moveaxis(p, 0, 1)[:, :, None]
+        shared = jnp.einsum("cnqi,cmqi->cnm", left, right)
+        alone = jnp.einsum("nci,nm->cnm", p, jnp.eye(len(b)))
+        return jnp.einsum("co,cnm->onm", objects.owner, alone - shared)
+
+    return jax.lax.map(component, (design, lam.T, inverse))
 
 
-def _scatter(side: _Side, info: Array, size: Array, objects: Objects, classes: Weights, nodes: Smooth, weights: Array) -> tuple[Array, ...]:
+def _scatter(side: _Side, info: Array, objects: Objects, classes: Weights, nodes: Smooth, weights: Array) -> tuple[Array, ...]:
     """What the pixels of one object tell by differing in their class and place weights: blocks (class-class, place-class, place-place).
 
+    The last is what they tell by their place weights themselves, mean and difference: nodes are few, so no pixel need be grouped.
     info: (K, O, n, n) per pixel.  weights: (G, Y, X) of the nodes.
     """
     cc, gc, gg = side.temporal(info)
     apart, away = (
         objects.grouped(planes - objects.spread(mean)) for planes, mean in ((classes.weight, side.kinds), (weights, side.places))
     )
-    second = jnp.einsum("cij,dij,io->cdo", apart, apart, objects.owner, optimize=[(0, 1), (0, 1)])
-    kinds = jnp.einsum("cdo,koqr->kqcrd", second, cc)
-    cross = jnp.einsum("gij,cij,io->gco", away, apart, objects.owner, optimize=[(0, 1), (0, 1)])
-    cross = jnp.einsum("gco,koqr->kqgrc", cross, gc)
+    cc, gc = (jnp.einsum("io,koqr->ikqr", objects.owner, a) for a in (cc, gc))  # of the object of each chunk
+    kinds = jnp.einsum("icd,ikqr->kqcrd", jnp.einsum("cij,dij->icd", apart, apart), cc)
+    cross = jnp.einsum("igc,ikqr->kqgrc", jnp.einsum("gij,cij->igc", away, apart), gc)
     rows = jnp.einsum("yg,yh->ghy", nodes.rows, nodes.rows)
     cols = jnp.einsum("xg,xh->ghx", nodes.cols, nodes.cols)
 
@@ -191,9 +196,7 @@ def _scatter(side: _Side, info: Array, size: Array, objects: Objects, classes: W
         full = jnp.einsum("ijx,ghqrx->qgirhj", cols, half)
         return full.reshape(full.shape[0] * full.shape[1] * full.shape[2], -1)
 
-    places = jax.lax.map(product, objects.spread(jnp.moveaxis(gg, 1, -1)))
-    places = places - side.inner_places(gg * size[None, :, None, None])
-    return _square(kinds), _square(cross), places
+    return _square(kinds), _square(cross), jax.lax.map(product, objects.spread(jnp.moveaxis(gg, 1, -1)))
 
 
 def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper: Hyper, weights: Sequence[Array | None]) -> Preconditioner:
@@ -246,8 +249,9 @@ def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper
     still = 1.0 / alive
     stills = mean_of(still)
     side = _Side(scene, kind, place, stills, kinds, places)
-    apart = _scatter(side, info / jnp.maximum(size, 1.0)[:, None, None], size, objects, hierarchy.spaces["class"], hierarchy.spaces["place"], nodes)
-    normal = _assemble(side.outer(above), [a + b for a, b in zip(apart, side.inner(above), strict=True)])
+    apart = _scatter(side, info / jnp.maximum(size, 1.0)[:, None, None], objects, hierarchy.spaces["class"], hierarchy.spaces["place"], nodes)
+    together = side.inner(above, above - info)  # `apart` has the places' whole squares, not those about the object's mean alone
+    normal = _assemble(side.outer(above), [a + b for a, b in zip(apart, together, strict=True)])
     for i, s in enumerate(series):
         if s.coarse:
             s_scene, s_kind, s_place, _, _ = designs(mean_tau(s), own(i))
@@ -257,9 +261,12 @@ def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper
             told = _coarse_info(s, channels[i], hyper)
             cells = _Side(s_scene, s_kind, s_place, jnp.ones(there.shape[1]), there[:split], there[split:])
             normal = normal + _assemble(cells.outer(told), cells.inner(told))
-    unknowns = normal.shape[1]
-    schur = 0.5 * (normal + jnp.swapaxes(normal, 1, 2)) + 1.0001 * jnp.eye(unknowns)
-    top = jax.lax.map(lambda a: invert_lower(jnp.linalg.cholesky(a)), schur)  # one by one: CPUs multiply batches slowly
+
+    def factor(schur: Array) -> Array:
+        """From its lower half."""
+        return invert_lower(jax.lax.linalg.cholesky(schur + 1.0001 * jnp.eye(len(schur)), symmetrize_input=False))
+
+    top = jax.lax.map(factor, normal)  # one by one: CPUs multiply batches slowly
     return Preconditioner(
         inverse, blurred, weight, lam, pixel, thing, scene, still, stills, kind, place, info, object_inverse,
         jnp.moveaxis(root(jnp.moveaxis(object_inverse, (2, 3), (0, 1))), (0, 1), (2, 3)), kinds, places,

@@ -55,7 +55,7 @@ class Noise:
 
     def _inner(self, r: Array) -> Array:
         assert self.cell is not None  # without a discrepancy the shifts are eliminated about each look's mean
-        return jnp.einsum("bhwnm,mbhw->nbhw", self.cell, r)
+        return jnp.moveaxis(jnp.einsum("bhwnm,bhwm->bhwn", self.cell, jnp.moveaxis(r, 0, -1)), -1, 0)  # so that no copy of `cell` is made
 
     def _project(self, v: Array) -> Array:
         """V^T v: (n, B, H, W) -> (B, n+1)."""

@@ -82,10 +82,16 @@ class Preconditioner:
         """sum_i Phi_i^T (X_i - X_0) Phi_i of the pixels' right-hand side (K, R, Y, X)."""
         if not self.blurred:
             return jnp.zeros_like(right)
+
+        def bands(plane: Array) -> Array:
+            """(3, R, Y, X): high down the columns, both ways, along the rows."""
+            low, high = _haar(plane, 1)
+            return jnp.stack([_haar(high, 2)[0], _haar(high, 2)[1], _haar(low, 2)[1]])
+
         edge, corner = self.blurred
-        low, high = _haar(right, 2)
-        out = _haar_back(times(edge, _haar(high, 3)[0]), 3, 1) + _haar_back(times(corner, _haar(high, 3)[1]), 3, -1)
-        return _haar_back(out, 2, -1) + _haar_back(_haar_back(times(edge, _haar(low, 3)[1]), 3, -1), 2, 1)
+        down, both, along = jnp.moveaxis(jax.lax.map(bands, right), 1, 0)  # a loop's results are kept, not computed again for each use
+        out = _haar_back(times(edge, down), 3, 1) + _haar_back(times(corner, both), 3, -1)
+        return _haar_back(out, 2, -1) + _haar_back(_haar_back(times(edge, along), 3, -1), 2, 1)
 
     @property
     def variance(self) -> Array:
@@ -128,7 +134,7 @@ class Preconditioner:
         objects = jnp.einsum("koqr,kro->kqo", self.object_inverse, objects)
         pulled = jnp.einsum("konm,kmo->kno", self.info, jnp.einsum("knr,kro->kno", self.object, objects))
         steps = r["scene"].shape[1]
-        total = jnp.einsum("knyx,yx->kn", looks, self.still) + pulled @ self.stills
+        total = (looks * self.still).sum((2, 3)) + pulled @ self.stills
         scene = jnp.pad(r["scene"], ((0, 0), (0, self.scene.shape[2] - steps))) - jnp.einsum("knt,kn->kt", self.scene, total)
         kind = r["class"] - self.classes.gather(jnp.einsum("knr,knyx->kryx", self.kind, looks))
         kind = kind - jnp.einsum("knr,kno->kro", self.kind, pulled) @ self.kinds.T

@@ -209,16 +209,16 @@ class Hierarchy:
     def coefficients(self, white: Mapping[str, Array], factors: Factors) -> tuple[Array, Array]:
         """(m (K, T), a c (K, R, Y, X)): the scene mean and the coefficient planes of all deviations."""
         mean = jnp.einsum("kts,ks->kt", factors.scene, white["scene"])
-        _, rank, *shape = self.shape
-        planes = jnp.zeros((rank, self.temporal.shape[1], *shape))
+        levels = []
         for name, width in self.ranks:
             units = jnp.einsum("kqr,krm->kqm", factors.coefficient[name], white[name])
-            planes = planes.at[:, :width].add(self.spaces[name].spread(units))
-        return mean, planes * self.liveliness
+            levels.append(jnp.pad(self.spaces[name].spread(units), ((0, 0), (0, self.temporal.shape[1] - width), (0, 0), (0, 0))))
+        return mean, sum(levels) * self.liveliness
 
     def transpose(self, mean: Array, planes: Array, factors: Factors) -> dict[str, Array]:
         """The transpose of `coefficients`: (K, T), (K, R, Y, X) -> white coefficients."""
-        out, planes = {"scene": jnp.einsum("kts,kt->ks", factors.scene, mean)}, planes * self.liveliness
+        out = {"scene": jnp.einsum("kts,kt->ks", factors.scene, mean)}
+        planes = planes * self.liveliness
         for name, width in self.ranks:
             out[name] = jnp.einsum("kqr,kqm->krm", factors.coefficient[name], self.spaces[name].gather(planes[:, :width]))
         return out

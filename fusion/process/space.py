@@ -56,7 +56,8 @@ class Weights:
 
     def gather(self, plane: Array) -> Array:
         """Weighted sum of the pixels of every unit."""
-        return jnp.einsum("...yx,myx->...m", plane, self.weight)
+        flat = plane.reshape(-1, plane.shape[-2] * plane.shape[-1])
+        return (self.weight.reshape(self.size, -1) @ flat.T).T.reshape(*plane.shape[:-2], -1)  # this way round CPUs copy neither
 
 
 @register_dataclass
@@ -102,8 +103,14 @@ class Objects:
         return jnp.take(units, self.label, axis=-1)
 
     def gather(self, plane: Array) -> Array:
-        """Sum over the pixels of every object: gather, partial sums of CHUNK, then one small matrix product."""
-        return self.grouped(plane).sum(-1) @ self.owner
+        """Sum over the pixels of every object: gather, partial sums of CHUNK, then one small matrix product; on CPUs a scatter."""
+
+        def scattered(plane: Array) -> Array:
+            flat = plane.reshape(-1, plane.shape[-2] * plane.shape[-1])
+            total = jnp.zeros((self.size, len(flat)), flat.dtype).at[self.label.reshape(-1)].add(flat.T)
+            return total.T.reshape(*plane.shape[:-2], -1)
+
+        return jax.lax.platform_dependent(plane, cpu=scattered, default=lambda plane: self.grouped(plane).sum(-1) @ self.owner)
 
     def grouped(self, plane: Array) -> Array:
         """(..., Y, X) -> (..., chunks, CHUNK): the pixels object by object, zeros in the slots that no pixel fills."""
