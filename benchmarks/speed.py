@@ -5,6 +5,7 @@
 
     python -m benchmarks.speed
     python -m benchmarks.speed --size 48 --dates 12 --draws 0
+    python -m benchmarks.speed --fits variational mcmc          # whole fits too: calibration, theta, and the field
     python -m benchmarks.speed --peers --size 48 --dates 12     # and other people's solvers on the same posterior, with docs/figures/speed.png
 """
 
@@ -15,8 +16,9 @@ import json
 import os
 import resource
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -30,12 +32,14 @@ from fusion.cube.calendar import Calendar
 from fusion.cube.cube import Cube
 from fusion.cube.grid import Grid
 from fusion.cube.spectrum import SpectralBasis
-from fusion.infer import gaussian
+from fusion.infer import ENGINES, fit, gaussian
 from fusion.infer.problem import Problem, pose
 from fusion.observe.footprint import footprint
 from fusion.observe.geometry import window
+from fusion.observe.layer import Layer
+from fusion.observe.observation import Observation
 from fusion.observe.psf import PSF
-from fusion.observe.sensor import sensor
+from fusion.observe.sensor import Sensor, sensor
 
 
 def smooth(rng: np.random.Generator, shape: tuple[int, ...], pixels: float) -> Any:
@@ -46,7 +50,7 @@ def smooth(rng: np.random.Generator, shape: tuple[int, ...], pixels: float) -> A
     return out / out.std()
 
 
-def tile(size: int = 160, dates: int = 46, rank: int = 8, seed: int = 0) -> tuple[list[Any], Cube]:
+def tile(size: int = 160, dates: int = 46, rank: int = 8, seed: int = 0) -> tuple[list[Observation], Cube]:
     """Observations and cube of the reference tile (simulated)."""
     rng = np.random.default_rng(seed)
     grid = Grid(GeoBox((size, size), Affine(30.0, 0, 500_000, 0, -30.0, 4_400_000), "EPSG:32613"))
@@ -64,37 +68,35 @@ def tile(size: int = 160, dates: int = 46, rank: int = 8, seed: int = 0) -> tupl
         fp = footprint(native, instrument.psf, grid)
         bands = [b for b in instrument.bands if b.name != "coastal"][: 6 if name == "landsat-8" else 7]
         colour, mean, residual = cube.basis.responses(tuple(b.response for b in bands))
+        sigma = np.array([b.noise.a + b.noise.b * m for b, m in zip(bands, mean, strict=True)])
         for i in range(count):
             date = round(i * (dates - 1) / max(count - 1, 1))
-            sigma = np.array([b.noise.a + b.noise.b * m for b, m in zip(bands, mean, strict=True)])
             sky = smooth(rng, (size, size), size / 10)
             seen = np.asarray(fp(jnp.asarray(sky < np.quantile(sky, 1 - clouds), jnp.float32))) > 0.999
             data = np.asarray(fp(jnp.asarray(np.einsum("bk,kyx->byx", colour, z[date]), jnp.float32)))
             data = data + rng.normal(size=data.shape) * sigma[:, None, None] + 0.01 * rng.normal(size=(len(bands), 1, 1))
-            there = np.broadcast_to(seen, data.shape)
-            precision = np.where(there, 1 / sigma[:, None, None] ** 2, 0)
-            when = np.eye(dates)[date], residual, calendar.times[date], instrument
-            observations.append(_observation(name, i, data, precision, fp, colour, mean, *when))
-    instrument = sensor("neon-aop")
-    fp = footprint(grid.geobox, PSF("gaussian", 0.0, cell=True), grid)
+            precision = np.where(np.broadcast_to(seen, data.shape), 1 / sigma[:, None, None] ** 2, 0)
+            layer = Layer.of(fp, colour, mean, np.eye(dates)[date])
+            observations.append(_observation(instrument, i, data, precision, layer, residual, calendar.times[date], native, instrument.psf))
+    psf = PSF("gaussian", 0.0, cell=True)
     patch = np.zeros((rank, size, size))
     patch[:, size // 4 : size // 2, size // 4 : size // 2] = 1 / 0.01**2
     data = z[dates // 2] + 0.01 * rng.normal(size=z[0].shape)
-    middle = np.eye(dates)[dates // 2], np.zeros(rank), calendar.times[dates // 2], instrument
-    observations.append(_observation("neon-aop", 0, data, patch, fp, np.eye(rank), np.zeros(rank), *middle))
+    layer = Layer.of(footprint(grid.geobox, psf, grid), np.eye(rank), np.zeros(rank), np.eye(dates)[dates // 2])
+    day = calendar.times[dates // 2]
+    observations.append(_observation(sensor("neon-aop"), 0, data, patch, layer, np.zeros(rank), day, grid.geobox, psf))
     return observations, cube
 
 
 def _observation(
-    name: str, i: int, data: Any, precision: Any, fp: Any, colour: Any, mean: Any, tau: Any, residual: Any, when: Any, instrument: Any
-) -> Any:
-    layer = SimpleNamespace(footprint=fp, colour=colour, mean=mean, tau=tau.astype(np.float32))
-    return SimpleNamespace(
-        sensor=name, scene_id=f"{name}-{i}", bands=tuple(f"{b}" for b in range(len(mean))), layer=layer,
-        data=np.where(precision > 0, data, 0).astype(np.float32),
-        precision=precision.astype(np.float32), residual_var=residual, when=when,
-        offset_sd=np.full(len(mean), instrument.offset_sd), gain_sd=np.full(len(mean), instrument.gain_sd),
-        discrepancy_sd=instrument.discrepancy_sd, discrepancy_days=instrument.discrepancy_days,
+    instrument: Sensor, i: int, data: Any, precision: Any, layer: Layer, residual: Any, when: Any, geobox: GeoBox, psf: PSF
+) -> Observation:
+    single = partial(np.full, len(data), dtype=np.float32)
+    return Observation(
+        instrument.name, f"{instrument.name}-{i}", tuple(f"{b}" for b in range(len(data))),
+        np.where(precision > 0, data, 0).astype(np.float32), precision.astype(np.float32), layer, single(instrument.offset_sd),
+        single(instrument.gain_sd), np.asarray(residual, np.float32), np.full(geobox.shape, instrument.discrepancy_sd, np.float32),
+        instrument.discrepancy_days, when, geobox, psf, None, simulated=True,
     )
 
 
@@ -130,6 +132,16 @@ def measure(problem: Problem, draws: int, repeat: int) -> dict[str, Any]:
         "core-microseconds per latent value": 1e6 * rows["mean + sd"][2] / float(np.prod(problem.hierarchy.shape)),
         "device": str(jax.devices()[0]),
     }
+
+
+def fits(observations: list[Observation], cube: Cube, engines: Sequence[str], repeat: int) -> dict[str, Any]:
+    """engine -> seconds of a whole fit with its defaults (calibration, landscape, theta, the field), and what it says of itself."""
+    rows = {}
+    for name in engines:
+        one, *seconds = timed(partial(fit, observations, cube, engine=name), repeat)
+        told = {k: one.diagnostics[k] for k in ("r_hat", "effective_samples", "divergent") if k in one.diagnostics}
+        rows[name] = {"seconds (first, warm wall, warm CPU)": [round(v, 2) for v in seconds], "status": one.status.name, **told}
+    return rows
 
 
 _product = jax.jit(lambda system, white: system(white))
@@ -256,12 +268,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("size", 160), ("dates", 46), ("rank", 8), ("draws", 16), ("repeat", 2), ("steps", 2000)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--fits", nargs="*", choices=ENGINES, default=(), help="whole fits by these engines")
     parser.add_argument("--peers", action="store_true", help="run NIFTy.re and numpyro on the same posterior (use a small tile)")
     parser.add_argument("--figure", type=Path, default=Path(__file__).parents[1] / "docs" / "figures" / "speed.png")
     options = parser.parse_args()
     observations, cube = tile(options.size, options.dates, options.rank)
     problem = pose(observations, cube, calibrate=False)
     print(json.dumps(measure(problem, options.draws, options.repeat), indent=2))
+    for name in options.fits:
+        print(json.dumps(fits(observations, cube, [name], min(options.repeat, 1 if name == "mcmc" else 2)), indent=2), flush=True)
     if options.peers:
         found = compare(problem, options.steps)
         traces = {name: trace for name, trace in found.items() if name != "reference"}
