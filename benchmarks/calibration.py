@@ -32,7 +32,7 @@ from scipy.stats import binom, chi2
 from fusion.infer import gaussian, mcmc, variational
 from fusion.infer.looks import Looks, stack
 from fusion.infer.model import joint
-from fusion.infer.theta import Theta
+from fusion.infer.theta import Theta, start
 from fusion.observe.operator import Separable
 from fusion.process.hierarchy import Hierarchy, Hyper, build
 from fusion.process.space import Objects, Smooth
@@ -154,8 +154,8 @@ def _fields(hierarchy: Hierarchy, theta: Hyper, deviations: Any) -> Any:
 def learn(engine: str, series: tuple[Looks, ...], hierarchy: Hierarchy, hyper: Hyper, seed: int) -> Theta:
     """q(theta) by the engine that is put to the test."""
     if engine == "mcmc":
-        return mcmc.sample([(series, hierarchy)], hyper, draws=THETAS + FIELDS, samples=200, warmup=100, chains=2, seed=seed)
-    return variational.learn([(series, hierarchy)], hyper, draws=2, seed=seed)
+        return mcmc.sample(start([(series, hierarchy)], hyper, seed=seed), draws=THETAS + FIELDS, samples=200, warmup=100, chains=2, seed=seed)
+    return variational.learn(start([(series, hierarchy)], hyper, seed=seed), draws=2, seed=seed)
 
 
 def figure(found: list[Ranked], names: list[str], path: Path, engine: str) -> list[str]:

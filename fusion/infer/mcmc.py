@@ -8,7 +8,7 @@ fits and trajectories are short. R-hat (split), effective sample sizes and diver
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -18,10 +18,9 @@ from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import MCMC, NUTS
 
 from fusion.cube.cube import Cube
-from fusion.infer.mixture import aligned, fit_with
+from fusion.infer.mixture import fit_with
 from fusion.infer.posterior import Posterior, Status
-from fusion.infer.problem import View
-from fusion.infer.theta import Evidence, Place, Theta, of_prior, start, whitened
+from fusion.infer.theta import Evidence, Place, Start, Theta, whitened
 from fusion.process.hierarchy import Hyper
 
 R_HAT = 1.05
@@ -44,26 +43,23 @@ def _sampler(sensors: tuple[str, ...], warmup: int, samples: int, chains: int, d
 
 
 def sample(
-    views: Sequence[View], hyper: Hyper, *, prior: tuple[Any, Any] | None = None, draws: int = 16,
-    samples: int = 500, warmup: int = 150, chains: int = 4, depth: int = 6, seed: int = 0,
+    begun: Start, *, draws: int = 16, samples: int = 500, warmup: int = 150, chains: int = 4, depth: int = 6, seed: int = 0
 ) -> Theta:
     """The posterior of theta by NUTS: chains x samples draws, of which `draws` evenly spaced ones are kept for the field.
 
-    views: looks with the hierarchy that they judge, as `Problem.views` gives them. hyper: names the sensors and guesses theta.
-    prior: mean and sd (D,) of u; None = N(0, I). Deterministic by seed.
+    Deterministic by seed.
     """
-    known, place, found = start(views, hyper, prior, seed)
-    if place is None:
-        return of_prior(known, hyper, views, draws, seed)
-    sampler = _sampler(hyper.sensors, warmup, samples, chains, depth)
+    if not begun.judged:
+        return begun.theta(draws, seed)
+    place, found = begun.place, dict(begun.diagnostics)
+    sampler = _sampler(begun.sensors, warmup, samples, chains, depth)
     key, first = jax.random.split(jax.random.key(seed))
     size = place[0].shape[0]
     initial = {"e": 0.5 * jax.random.normal(first, (chains, size) if chains > 1 else (size,))}
-    sampler.run(key, known, place, init_params=initial, extra_fields=("diverging", "num_steps"))
+    sampler.run(key, begun.known, place, init_params=initial, extra_fields=("diverging", "num_steps"))
     e = np.asarray(sampler.get_samples(group_by_chain=True)["e"], np.float64)
     extra = sampler.get_extra_fields(group_by_chain=True)
-    mode, root = (np.asarray(v, np.float64) for v in place)
-    u = mode + e @ root.T
+    u = begun.mean + e @ begun.root.T
     with np.errstate(all="ignore"):
         r_hat, size_e = split_gelman_rubin(u), effective(u)
     divergent = float(np.asarray(extra["diverging"]).mean())
@@ -71,7 +67,7 @@ def sample(
         "r_hat": float(np.nanmax(r_hat)), "effective_samples": float(np.nanmin(size_e)), "divergent": divergent,
         "steps": float(np.asarray(extra["num_steps"]).mean()),
     }
-    names = Hyper.from_white(mode, hyper.rank, hyper.sensors).names()
+    names = Hyper.from_white(begun.mean, begun.rank, begun.sensors).names()
     bad = not np.isfinite(u).all() or not found["r_hat"] <= R_HAT or divergent > DIVERGENT
     flat = np.nan_to_num(u.reshape(-1, u.shape[-1]))
     covariance = np.atleast_2d(np.cov(flat.T)).astype(np.float64) + 1e-9 * np.eye(flat.shape[1])
@@ -81,7 +77,7 @@ def sample(
         message = f"{Status.BAD_SAMPLES.value} Worst: {names[worst]}, R-hat {r_hat[worst]:.3f}; {divergent:.1%} diverged."
     picked = flat[np.linspace(0, len(flat) - 1, draws).round().astype(int)]
     return Theta(
-        flat.mean(0), np.asarray(np.linalg.cholesky(covariance), np.float64), picked, hyper.rank, hyper.sensors,
+        flat.mean(0), np.asarray(np.linalg.cholesky(covariance), np.float64), picked, begun.rank, begun.sensors,
         Status.BAD_SAMPLES if bad else Status.OK, message, found,
     )
 
@@ -109,14 +105,8 @@ def fit(
     Other arguments as for the variational engine; field_samples: its `samples`.
     """
 
-    def sampled(views: Sequence[View], guess: Hyper) -> Theta:
-        return sample(
-            views, guess, prior=aligned(prior, guess), draws=thetas, samples=samples, warmup=warmup, chains=chains,
-            seed=seed,
-        )
-
-    solver = {"tolerance": tolerance, "max_iterations": max_iterations, "samples": field_samples}
+    solver = {"tolerance": tolerance, "max_iterations": max_iterations}
     return fit_with(
-        sampled, observations, cube, hyper=hyper, draws=draws, seed=seed, origin=origin, robust=robust, settings=settings,
-        solver=solver,
+        partial(sample, draws=thetas, samples=samples, warmup=warmup, chains=chains, seed=seed), observations, cube, hyper=hyper,
+        prior=prior, draws=draws, seed=seed, origin=origin, robust=robust, samples=field_samples, settings=settings, solver=solver,
     )

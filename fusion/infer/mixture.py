@@ -19,8 +19,8 @@ from fusion.infer.engine import matched, settle
 from fusion.infer.gaussian import System, Weights, solve
 from fusion.infer.looks import Looks
 from fusion.infer.posterior import Posterior, Status
-from fusion.infer.problem import Problem, View, pose
-from fusion.infer.theta import Theta
+from fusion.infer.problem import Problem, pose
+from fusion.infer.theta import Start, Theta, start
 from fusion.process.hierarchy import Hierarchy, Hyper
 from fusion.process.pooling import Population, Summary, pool
 
@@ -63,28 +63,33 @@ def robust_weights(problem: Problem, hyper: Hyper, rounds: int = 2) -> tuple[Wei
     return weights, share
 
 
-Learn = Callable[[Sequence[View], Hyper], Theta]
+Learn = Callable[[Start], Theta]
 
 
 def fit_with(
-    learn: Learn, observations: Sequence[Any], cube: Cube, *, hyper: Hyper | None, draws: int, seed: int, origin: tuple[int, int],
-    robust: bool, settings: Mapping[str, Any], solver: Mapping[str, Any],
+    learn: Learn, observations: Sequence[Any], cube: Cube, *, hyper: Hyper | None, prior: Any, draws: int, seed: int,
+    origin: tuple[int, int], robust: bool, samples: int, settings: Mapping[str, Any], solver: Mapping[str, Any],
 ) -> Posterior:
-    """Pose, learn theta, weigh outliers down, learn again if there were any, and mix the fields of theta's draws."""
+    """Pose, weigh outliers down where the mode of theta leaves any, learn theta, and mix the fields of its draws.
+
+    samples: of the approximate posterior behind the sd, in all.
+    """
     problem = pose(observations, cube, origin=origin, folded=True, **settings)
     guess = problem.hyper if hyper is None else matched(hyper, problem.hyper)
-    theta = learn(problem.views, guess)
-    gross = 0.0
+    first = aligned(prior, guess)
+    begun, gross = start(problem.views, guess, first, seed), 0.0
     if robust and problem.series:
-        weights, gross = robust_weights(problem, theta.hyper)
+        weights, gross = robust_weights(problem, Hyper.from_white(begun.mean, guess.rank, guess.sensors))
         if weights is not None:
             pairs = zip(problem.series, weights, strict=True)
             series = tuple(replace(s, precision=s.precision * (1.0 if w is None else w)) for s, w in pairs)
             problem = replace(problem, series=series)
-            theta = learn(problem.views, guess)
+            begun = start(problem.views, guess, first, seed, near=begun.mean)
+    theta = learn(begun)
     hypers = theta.hypers
+    each = -(-samples // len(hypers))
     parts = [
-        settle(problem, one, cube, draws=draws // len(hypers) + (i < draws % len(hypers)), seed=seed * 1009 + i, **solver)
+        settle(problem, one, cube, draws=draws // len(hypers) + (i < draws % len(hypers)), seed=seed * 1009 + i, samples=each, **solver)
         for i, one in enumerate(hypers)
     ]
     return mixed(parts, theta, {"gross_residuals": gross})

@@ -72,6 +72,8 @@ Prior = tuple[Array, Array]
 """mean and sd (D,) of u"""
 TINY = 512
 """tiles with at most so many white coefficients are given the exact density instead of probes"""
+GAIN = 1e-6
+"""of a log posterior that float32 knows to about 1e-7 of itself: below, a line search climbs rounding errors"""
 Evidence = tuple[tuple[Probes, ...] | tuple[Looks, ...], Hierarchy, Prior]
 """all arrays that the log posterior of u needs: arguments of what is compiled, never constants in it"""
 
@@ -114,9 +116,12 @@ def climb(sensors: tuple[str, ...]) -> Any:
     return jax.jit(jax.value_and_grad(lambda u, known: log_posterior(u, known, sensors)))
 
 
-def laplace(known: Evidence, sensors: tuple[str, ...], *, steps: int = 60) -> tuple[Vector, NDArray[np.float64], float]:
+def laplace(
+    known: Evidence, sensors: tuple[str, ...], *, near: Vector | None = None, steps: int = 60
+) -> tuple[Vector, NDArray[np.float64], float]:
     """(mode (D,), covariance (D, D), log posterior at the mode): quasi-Newton ascent, curvature by differences of gradients.
 
+    near: (D,) where the ascent begins, default the prior mean. It ends where a step gains less than GAIN of the log posterior.
     The curvature is never taken as weaker than half the prior's: a flat or rising direction keeps about its prior width.
     """
     both, (mean, sd) = climb(sensors), (np.asarray(v, np.float64) for v in known[2])
@@ -125,7 +130,8 @@ def laplace(known: Evidence, sensors: tuple[str, ...], *, steps: int = 60) -> tu
         value, slope = both(jnp.asarray(u, jnp.float32), known)
         return -float(value), -np.nan_to_num(np.asarray(slope, np.float64))
 
-    found = minimize(down, mean, jac=True, method="L-BFGS-B", options={"maxiter": steps, "maxfun": 2 * steps})
+    limits = {"maxiter": steps, "maxfun": 2 * steps, "ftol": GAIN}
+    found = minimize(down, mean if near is None else near, jac=True, method="L-BFGS-B", options=limits)
     mode = np.asarray(found.x)
     centre, width = down(mode)[1], 0.1 * sd
     curvature = np.stack([(down(mode + e)[1] - centre) / w for e, w in zip(np.diag(width), width, strict=True)])
@@ -144,24 +150,53 @@ def antithetic(mean: Vector, root: NDArray[np.float64], draws: int, seed: int) -
     return np.concatenate([mean + half, mean - half])[:draws]
 
 
-def of_prior(known: Evidence, hyper: Hyper, views: Sequence[View], draws: int, seed: int) -> Theta:
-    """Where nothing can be judged the posterior is the prior; the status tells whether there were looks at all."""
-    mean, sd = (np.asarray(v, np.float64) for v in known[2])
-    root = np.diag(sd)
-    status = Status.OK if any(series for series, _ in views) else Status.NO_DATA
-    return Theta(mean, root, antithetic(mean, root, draws, seed), hyper.rank, hyper.sensors, status, status.value)
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where both engines begin: the evidence and its Laplace approximation."""
+
+    known: Evidence
+    mean: Vector
+    """(D,) the mode, or the prior mean where nothing can be judged"""
+    root: NDArray[np.float64]
+    """(D, D) of the covariance, the prior's where nothing can be judged"""
+    rank: int
+    sensors: tuple[str, ...]
+    status: Status
+    diagnostics: dict[str, Any]
+
+    @property
+    def judged(self) -> bool:
+        """Whether the looks say anything of theta."""
+        return bool(self.known[0])
+
+    @property
+    def place(self) -> Place:
+        """The coordinates in which theta is about N(0, I)."""
+        return jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.root, jnp.float32)
+
+    def theta(self, draws: int, seed: int) -> Theta:
+        """q(u) as it stands: where nothing can be judged, the prior."""
+        drawn = antithetic(self.mean, self.root, draws, seed)
+        return Theta(self.mean, self.root, drawn, self.rank, self.sensors, self.status, self.status.value, self.diagnostics)
 
 
 def start(
-    views: Sequence[View], hyper: Hyper, prior: tuple[Any, Any] | None, seed: int
-) -> tuple[Evidence, Place | None, dict[str, Any]]:
-    """(evidence, place, diagnostics) where both engines begin: probes and their Laplace approximation; no place where nothing can be judged."""
+    views: Sequence[View], hyper: Hyper, prior: tuple[Any, Any] | None = None, seed: int = 0, near: Vector | None = None
+) -> Start:
+    """Probes of the looks and the Laplace approximation of what they say, the ascent begun at the prior mean or `near`.
+
+    views: looks with the hierarchy that they judge, as `Problem.views` gives them. hyper: names the sensors and guesses theta.
+    prior: mean and sd (D,) of u, as `mixture.aligned` gives it; None = N(0, I).
+    Fewer than two fine looks judge nothing: the answer is the prior then; without any data with status NO_DATA.
+    """
     known = evidence(views, hyper, prior, seed)
+    status = Status.OK if any(series for series, _ in views) else Status.NO_DATA
     if not known[0]:
-        return known, None, {}
-    mode, covariance, value = laplace(known, hyper.sensors)
+        mean, sd = (np.asarray(v, np.float64) for v in known[2])
+        return Start(known, mean, np.diag(sd), hyper.rank, hyper.sensors, status, {})
+    mode, covariance, value = laplace(known, hyper.sensors, near=near)
     found: dict[str, Any] = {"log_posterior_at_mode": value}
     scales = [np.asarray(batch.scale) for batch in known[0] if isinstance(batch, Probes)]
     if scales:
         found["probes"] = {name: int((np.concatenate(scales) == i).sum()) for i, name in enumerate(LEVELS)}
-    return known, (jnp.asarray(mode, jnp.float32), jnp.asarray(np.linalg.cholesky(covariance), jnp.float32)), found
+    return Start(known, mode, np.asarray(np.linalg.cholesky(covariance), np.float64), hyper.rank, hyper.sensors, status, found)

@@ -7,7 +7,8 @@ Laplace start; q(field | theta) is the exact Gaussian of `gaussian`, mixed over 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -20,10 +21,9 @@ from numpyro.infer.initialization import init_to_value
 from numpyro.optim import Adam
 
 from fusion.cube.cube import Cube
-from fusion.infer.mixture import aligned, fit_with
+from fusion.infer.mixture import fit_with
 from fusion.infer.posterior import Posterior
-from fusion.infer.problem import View
-from fusion.infer.theta import Evidence, Place, Theta, antithetic, of_prior, start, whitened
+from fusion.infer.theta import Evidence, Place, Start, Theta, whitened
 from fusion.process.hierarchy import Hyper
 
 
@@ -55,31 +55,22 @@ def _refine(size: int, sensors: tuple[str, ...], rate: float, particles: int) ->
     return jax.jit(run)
 
 
-def learn(
-    views: Sequence[View], hyper: Hyper, *, prior: tuple[Any, Any] | None = None, draws: int = 4,
-    steps: int = 100, seed: int = 0, rate: float = 0.02, particles: int = 2,
-) -> Theta:
-    """q(theta) of one tile.
+def learn(begun: Start, *, draws: int = 4, steps: int = 100, seed: int = 0, rate: float = 0.02, particles: int = 2) -> Theta:
+    """q(theta) of one tile, from its Laplace approximation by `steps` of SVI.
 
-    views: looks with the hierarchy that they judge, as `Problem.views` gives them. hyper: names the sensors and guesses theta.
-    prior: mean and sd (D,) of u, as `Population.prior` gives them; None = N(0, I).
-    draws: of theta. steps: of SVI after the Laplace start. Deterministic by seed.
-    Where nothing can be judged (fewer than two fine looks) the answer is the prior; without data with status NO_DATA.
+    draws: of theta. Deterministic by seed.
     """
-    known, place, found = start(views, hyper, prior, seed)
-    if place is None:
-        return of_prior(known, hyper, views, draws, seed)
-    mean, root = (np.asarray(v, np.float64) for v in place)
-    if steps:
-        keep = np.zeros(steps, np.float32)
-        keep[steps // 2 :] = 1 / (steps - steps // 2)
-        refine = _refine(len(mean), hyper.sensors, rate, particles)
-        losses, shift, turn = (np.asarray(v, np.float64) for v in refine(jax.random.key(seed), known, place, jnp.asarray(keep)))
-        # A step out of the region where covariances can be factored leaves no finite number: the Laplace start then stands.
-        if np.isfinite(losses).all() and np.isfinite(shift).all() and losses.max() < 1e20:
-            mean, root = mean + root @ shift, np.asarray(root @ turn)
-            found["elbo"] = float(-losses[steps // 2 :].mean())
-    return Theta(mean, root, antithetic(mean, root, draws, seed), hyper.rank, hyper.sensors, diagnostics=found)
+    if not begun.judged or not steps:
+        return begun.theta(draws, seed)
+    keep = np.zeros(steps, np.float32)
+    keep[steps // 2 :] = 1 / (steps - steps // 2)
+    refine = _refine(len(begun.mean), begun.sensors, rate, particles)
+    losses, shift, turn = (np.asarray(v, np.float64) for v in refine(jax.random.key(seed), begun.known, begun.place, jnp.asarray(keep)))
+    # A step out of the region where covariances can be factored leaves no finite number: the Laplace start then stands.
+    if np.isfinite(losses).all() and np.isfinite(shift).all() and losses.max() < 1e20:
+        found = {**begun.diagnostics, "elbo": float(-losses[steps // 2 :].mean())}
+        begun = replace(begun, mean=begun.mean + begun.root @ shift, root=begun.root @ turn, diagnostics=found)
+    return begun.theta(draws, seed)
 
 
 def fit(
@@ -90,14 +81,11 @@ def fit(
     """The posterior of one tile with theta learned on it.
 
     hyper: a first guess of theta. prior: of white theta, as `mixture.Region.prior` gives it, None = N(0, I). thetas: draws
-    of theta that are mixed. robust: Student-t noise where residuals ask for it. settings: those of `problem.pose`.
+    of theta that are mixed. robust: Student-t noise where residuals ask for it. samples: of the approximate posterior behind
+    the sd (`gaussian.posterior`), shared out to the thetas. settings: those of `problem.pose`.
     """
-
-    def learned(views: Sequence[View], guess: Hyper) -> Theta:
-        return learn(views, guess, prior=aligned(prior, guess), draws=thetas, steps=steps, seed=seed)
-
-    solver = {"tolerance": tolerance, "max_iterations": max_iterations, "samples": samples}
+    solver = {"tolerance": tolerance, "max_iterations": max_iterations}
     return fit_with(
-        learned, observations, cube, hyper=hyper, draws=draws, seed=seed, origin=origin, robust=robust, settings=settings,
-        solver=solver,
+        partial(learn, draws=thetas, steps=steps, seed=seed), observations, cube, hyper=hyper, prior=prior, draws=draws, seed=seed,
+        origin=origin, robust=robust, samples=samples, settings=settings, solver=solver,
     )

@@ -214,6 +214,7 @@ def _product(keep: Weights, rows: Weights, cols: Weights) -> NDArray[np.float64]
     return np.asarray(full.reshape(keep.shape[0] * keep.shape[1], -1))
 
 
+@partial(jax.jit, static_argnames=("offset", "count", "axis"))  # calibration calls it by itself, look after look
 def _correlate(planes: jax.Array, taps: jax.Array, offset: int, count: int, axis: int) -> jax.Array:
     """out[h] = sum_j taps[j] planes[h + offset + j] along an axis, zero beyond its ends.
 
