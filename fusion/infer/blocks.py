@@ -15,13 +15,17 @@ from jax.scipy.linalg import solve_triangular
 def invert(matrix: Array) -> tuple[Array, Array]:
     """(inverses (R, R, ...), log determinants (...)) by Gauss-Jordan sweeps."""
 
+    index = jnp.arange(matrix.shape[0]).reshape(-1, *(1,) * (matrix.ndim - 2))
+
     def sweep(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         a, log_det = state
-        pivot = jnp.maximum(a[i, i], 1e-30)
+        column, pivot = a[:, i], jnp.maximum(a[i, i], 1e-30)
         row = a[i] / pivot
-        out = a - a[:, i][:, None] * row[None]
-        out = out.at[:, i].set(-a[:, i] / pivot)
-        return out.at[i].set(row).at[i, i].set(1.0 / pivot), log_det + jnp.log(pivot)
+        this_row, this_col = (index == i)[:, None], (index == i)[None]
+        first = jnp.where(this_col, 1.0 / pivot, row[None])
+        others = jnp.where(this_col, (-column / pivot)[:, None], a - column[:, None] * row[None])
+        swept = jnp.where(this_row, first, others)  # one pass over the matrix, no updates in place
+        return swept, log_det + jnp.log(pivot)
 
     return jax.lax.fori_loop(0, matrix.shape[0], sweep, (matrix, jnp.zeros(matrix.shape[2:])))
 
@@ -45,6 +49,12 @@ def times(blocks: Array, vector: Array) -> Array:
     for r in range(1, blocks.shape[2]):
         total = total + blocks[:, :, r] * vector[:, None, r]
     return total
+
+
+def times_apart(blocks: Array, vector: Array) -> Array:
+    """`times` as a loop over components: XLA keeps what goes into a loop and comes out of it, and would otherwise compute the vector (or the
+    product) again inside every expression that uses it."""
+    return jax.lax.map(lambda given: times(given[0][None], given[1][None])[0], (blocks, vector))
 
 
 def invert_lower(factor: Array) -> Array:

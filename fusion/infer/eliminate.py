@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.scipy.linalg import solve_triangular
 from jax.tree_util import register_dataclass
 
 from fusion.infer.blocks import invert, invert_lower, root
@@ -18,6 +19,8 @@ from fusion.process.space import Objects, Smooth, Weights, dense
 
 FAINT = 3e-3
 """squared transfer below which a pattern counts as unseen"""
+LEAST = 1e-2
+"""least sd of the pixel level here, in units of the largest level's: float32 tells I - X_0 in their units down to that"""
 
 
 @register_dataclass
@@ -99,25 +102,19 @@ def _unsure(design: Array, lam: Array, blurred: Sequence[Array], weight: Array) 
 class _Side:
     """One set of places (objects or coarse cells) in the top's normal equations: design^T info design."""
 
-    scene: Array
     kind: Array
     place: Array
-    """(K, n, .) temporal designs"""
-    stills: Array
-    """(P,) weight of the scene"""
+    """(K, n, .) designs of classes and nodes in what is known of a place: a pixel's coefficients, or coarse looks"""
     kinds: Array
     """(C, P)"""
     places: Array
     """(G, P)"""
 
-    def outer(self, info: Array) -> tuple[Array, ...]:
-        """The blocks with the scene: scene-scene, class-scene, place-scene.  info: (K, P, n, n)."""
-        stills = self.stills[:, None, None]
-        js = jnp.einsum("kpnm,kmt->kpnt", info * stills, self.scene)
-        ss = jnp.einsum("knt,knu->ktu", self.scene, jnp.einsum("kpnu,p->knu", js, self.stills))
-        cs = jnp.einsum("cp,kprt->krct", self.kinds, jnp.einsum("knr,kpnt->kprt", self.kind, js))
-        gs = jnp.einsum("gp,kprt->krgt", self.places, jnp.einsum("knr,kpnt->kprt", self.place, js))
-        return ss, _square(cs), _square(gs)
+    def outer(self, told: Array) -> tuple[Array, Array]:
+        """The blocks class-scene, place-scene.  told: (K, P, n, t) what a place says of the scene's coefficients."""
+        pairs = ((self.kinds, self.kind), (self.places, self.place))
+        cs, gs = (jnp.einsum("cp,kprt->krct", a, jnp.einsum("knr,kpnt->kprt", b, told)) for a, b in pairs)
+        return _square(cs), _square(gs)
 
     def temporal(self, info: Array) -> tuple[Array, ...]:
         """(K, P, ., .) class-class, place-class, place-place."""
@@ -146,40 +143,38 @@ def _square(a: Array) -> Array:
     return a.reshape(a.shape[0], a.shape[1] * a.shape[2], -1)
 
 
-def _assemble(outer: Sequence[Array], inner: Sequence[Array]) -> Array:
-    """(K, U, U) from the lower blocks; zero above them."""
-    (ss, cs, gs), (cc, gc, gg) = outer, inner
+def _assemble(ss: Array, outer: Sequence[Array], inner: Sequence[Array]) -> Array:
+    """(K, U, U) from the lower blocks; zero above them.  ss: (K, ., .) of the scene and offsets."""
+    (cs, gs), (cc, gc, gg) = outer, inner
     width = ss.shape[1] + cc.shape[1] + gg.shape[1]
     rows = ([ss], [cs, cc], [gs, gc, gg])
     blocks = [jnp.concatenate(row, 2) for row in rows]
     return jnp.concatenate([jnp.pad(a, ((0, 0), (0, 0), (0, width - a.shape[2]))) for a in blocks], 1)
 
 
-def _told_by_objects(design: Array, lam: Array, weight: Array, inverse: Array, objects: Objects) -> Array:
-    """(K, O, N, N) what the fine looks of an object's pixels say together, each pixel's own deviation marginalised.
+def _with_scene(design: Array, lam: Array, weight: Array, inverse: Array, still: Array, objects: Objects) -> tuple[Array, Array]:
+    """((K, O, R, N) sum of p_n X_0 b_n over each object, (K, N, N) what looks say of the scene): pixels marginalised.
 
-    sum_s diag(p) - p B (I + B^T p B)^-1 B^T p,  p_n = lam_n w_n(s).  design: B (K, N, R). inverse: of the pixel blocks.
+    The second is sum_s a^-2 [diag(p) - p_n b_n^T X_0 b_m p_m].  design: b (K, N, R). lam: (N, K). weight: (N, Y, X). still: 1 / a, (Y, X), of
+    a pixel's object: the mean, as in all that objects and the scene share, so that the top stays positive.
     """
 
-    seen = objects.grouped(weight)  # (N, chunks, CHUNK)
+    def component(given: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        b, power, block = given
+        solved = jnp.einsum("nr,rqyx->nqyx", b, block) * (power[:, None, None] * weight)[:, None]
+        pulled = jnp.einsum("myx,nqyx->mnq", still**2 * weight, solved)
+        return objects.gather(solved), jnp.einsum("m,mq,mnq->nm", power, b, pulled)
 
-    def component(given: tuple[Array, Array, Array]) -> Array:
-        b, power, blocks = given
-        p = power[:, None, None] * seen
-        left = jnp.einsum("nr,rqci->cnqi", b, objects.grouped(blocks)) * jnp.moveaxis(p, 0, 1)[:, :, None]
-        right = b[:, :, None] * jnp.moveaxis(p, 0, 1)[:, :, None]
-        shared = jnp.einsum("cnqi,cmqi->cnm", left, right)
-        alone = jnp.einsum("nci,nm->cnm", p, jnp.eye(len(b)))
-        return jnp.einsum("co,cnm->onm", objects.owner, alone - shared)
-
-    return jax.lax.map(component, (design, lam.T, inverse))
+    crossed, lost = jax.lax.map(component, (design, lam.T, inverse))
+    alone = lam.T * (still**2 * weight).sum((1, 2))
+    return jnp.transpose(crossed, (0, 3, 2, 1)), alone[:, :, None] * jnp.eye(len(lam)) - lost
 
 
 def _scatter(side: _Side, info: Array, objects: Objects, classes: Weights, nodes: Smooth, weights: Array) -> tuple[Array, ...]:
     """What the pixels of one object tell by differing in their class and place weights: blocks (class-class, place-class, place-place).
 
     The last is what they tell by their place weights themselves, mean and difference: nodes are few, so no pixel need be grouped.
-    info: (K, O, n, n) per pixel.  weights: (G, Y, X) of the nodes.
+    info: (K, O, R, R) per pixel.  weights: (G, Y, X) of the nodes.
     """
     cc, gc, gg = side.temporal(info)
     apart, away = (
@@ -199,6 +194,14 @@ def _scatter(side: _Side, info: Array, objects: Objects, classes: Weights, nodes
     return _square(kinds), _square(cross), jax.lax.map(product, objects.spread(jnp.moveaxis(gg, 1, -1)))
 
 
+def _floored(factors: Factors) -> Array:
+    """(K, R, R) the pixels' root, never so small beside the other levels' that I - X_0 would be rounding errors in their units."""
+    root = factors.coefficient["pixel"]
+    sizes = {name: jnp.sqrt((a**2).sum((1, 2)) / a.shape[1]) for name, a in factors.coefficient.items()}
+    largest = jnp.stack(list(sizes.values())).max(0)
+    return root * jnp.maximum(1.0, LEAST * largest / sizes["pixel"])[:, None, None]
+
+
 def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper: Hyper, weights: Sequence[Array | None]) -> Preconditioner:
     """The preconditioner of a tile for one theta."""
     channels = [channel(s, hyper, w) for s, w in zip(series, weights, strict=True)]
@@ -206,72 +209,88 @@ def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper
     steps, rank, *shape = hierarchy.shape
     starts = [sum(counts[:i]) for i in range(len(counts))]
     total = max(sum(counts), 1)
-    objects, alive = hierarchy.spaces["object"], hierarchy.liveliness
+    objects, classes, alive = hierarchy.spaces["object"], hierarchy.spaces["class"], hierarchy.liveliness
     nodes = dense(hierarchy.spaces["place"], (shape[0], shape[1]))
+    base = _floored(factors)
+    width = base.shape[1]
 
-    def designs(tau: Array, offset: Array) -> tuple[Array, ...]:
-        """Temporal designs of looks: scene with offsets, class, place, object, pixel.  offset: (K, n, offsets)."""
-        out = [jnp.concatenate([jnp.einsum("nt,kts->kns", tau, factors.scene), offset], axis=2)]
-        for name in ("class", "place", "object", "pixel"):
-            colouring = factors.coefficient[name]
-            out.append(jnp.einsum("nr,krq->knq", tau @ hierarchy.temporal[:, : colouring.shape[1]], colouring))
-        return tuple(out)
+    def inside(name: str) -> Array:
+        """(K, R, R_l) the coefficients of a level's units in units of the pixels'."""
+        root = factors.coefficient[name]
+        return solve_triangular(base, jnp.pad(root, ((0, 0), (0, width - root.shape[1]), (0, 0))), lower=True)
 
-    def own(i: int) -> Array:
-        """(K, n, total) the columns of a series' offsets."""
+    def scene_of(i: int, tau: Array) -> Array:
+        """(K, n, T + total) what a series sees of the scene's coefficients and of all offsets."""
         hot = jax.nn.one_hot(starts[i] + jnp.arange(counts[i]), total)
-        return jnp.sqrt(channels[i].offset)[:, None, None] * hot
+        return jnp.concatenate([jnp.einsum("nt,kts->kns", tau, factors.scene), jnp.sqrt(channels[i].offset)[:, None, None] * hot], axis=2)
 
     fine = [i for i, s in enumerate(series) if not s.coarse]
     if fine:
         weight = alive**2 * jnp.concatenate([jnp.maximum(series[i].footprint.adjoint(channels[i].weight), 0.0) for i in fine])
         lam = jnp.concatenate([jnp.broadcast_to(channels[i].lam, (counts[i], rank)) for i in fine])
         tau = jnp.concatenate([mean_tau(series[i]) for i in fine])
-        offset = jnp.concatenate([own(i) for i in fine], axis=1)
+        scene = jnp.concatenate([scene_of(i, mean_tau(series[i])) for i in fine], axis=1)
         seen = [jnp.broadcast_to(transfer(series[i])[:, None], (2, counts[i])) for i in fine]
         faint = [lam * g[:, None] for g in jnp.concatenate(seen, axis=1)]
     else:
-        faint = []
-        weight, lam = jnp.zeros((1, shape[0], shape[1])), jnp.zeros((1, rank))
-        tau, offset = jnp.zeros((1, steps)), jnp.zeros((rank, 1, total))
-    scene, kind, place, thing, pixel = designs(tau, offset)
-    size = objects.gather(jnp.ones((shape[0], shape[1])))
-    mean_of = lambda planes: objects.gather(planes) / jnp.maximum(size, 1.0)  # noqa: E731
+        faint, weight, lam, tau = [], jnp.zeros((1, shape[0], shape[1])), jnp.zeros((1, rank)), jnp.zeros((1, steps))
+        scene = jnp.zeros((rank, 1, steps + total))
+    pixel = jnp.einsum("nr,krq->knq", tau @ hierarchy.temporal[:, :width], base)
+    kind, place, thing = (inside(name) for name in ("class", "place", "object"))
     inverse = pixel_inverse(pixel, lam, weight)
     blurred = _unsure(pixel, lam, faint, weight)
-    info = _told_by_objects(pixel, lam, weight, inverse, objects)
-    block = jnp.eye(thing.shape[2]) + jnp.einsum("knq,konm,kmr->koqr", thing, info, thing, optimize=True)
+    size = objects.gather(jnp.ones((shape[0], shape[1])))
+    mean_of = lambda planes: objects.gather(planes) / jnp.maximum(size, 1.0)  # noqa: E731
+    still = 1.0 / alive
+    stills, kinds, places = mean_of(still), mean_of(classes.weight), mean_of(nodes)
+    told = jnp.moveaxis(objects.gather(jnp.eye(width)[:, :, None, None] - inverse), 3, 1)
+    crossed, scenes = _with_scene(pixel, lam, weight, inverse, objects.spread(stills), objects)
+
+    gain = told @ thing[:, None]
+    block = jnp.eye(thing.shape[2]) + jnp.swapaxes(thing, 1, 2)[:, None] @ gain
     object_inverse = jnp.moveaxis(invert(jnp.moveaxis(block, (2, 3), (0, 1)))[0], (0, 1), (2, 3))
     object_inverse = 0.5 * (object_inverse + jnp.swapaxes(object_inverse, 2, 3))
-    told = jnp.einsum("konm,kmr->konr", info, thing)
-    above = info - jnp.einsum("konq,koqr,komr->konm", told, object_inverse, told, optimize=True)
-    kinds, places = mean_of(hierarchy.spaces["class"].weight), mean_of(nodes)
-    still = 1.0 / alive
-    stills = mean_of(still)
-    side = _Side(scene, kind, place, stills, kinds, places)
-    apart = _scatter(side, info / jnp.maximum(size, 1.0)[:, None, None], objects, hierarchy.spaces["class"], hierarchy.spaces["place"], nodes)
-    together = side.inner(above, above - info)  # `apart` has the places' whole squares, not those about the object's mean alone
-    normal = _assemble(side.outer(above), [a + b for a, b in zip(apart, together, strict=True)])
+    pulled, seen_by = gain @ object_inverse, jnp.swapaxes(thing, 1, 2)[:, None] @ crossed
+    above, aside = told - pulled @ jnp.swapaxes(gain, 2, 3), crossed - pulled @ seen_by
+    scenes = scenes - jnp.einsum("koqn,koqm,o->knm", seen_by, object_inverse @ seen_by, stills**2, optimize=True)
+
+    side = _Side(kind, place, kinds, places)
+    apart = _scatter(side, told / jnp.maximum(size, 1.0)[:, None, None], objects, classes, hierarchy.spaces["place"], nodes)
+    together = side.inner(above, above - told)  # `apart` has the places' whole squares, not those about the object's mean alone
+    of_scene = jnp.einsum("korn,knt->kort", aside * stills[:, None, None], scene)
+    inner = [a + b for a, b in zip(apart, together, strict=True)]
+    normal = _assemble(jnp.swapaxes(scene, 1, 2) @ scenes @ scene, side.outer(of_scene), inner)
     for i, s in enumerate(series):
         if s.coarse:
-            s_scene, s_kind, s_place, _, _ = designs(mean_tau(s), own(i))
-            there = s.footprint(alive * jnp.concatenate([hierarchy.spaces["class"].weight, nodes]))
-            there = there.reshape(there.shape[0], -1)
-            split = kinds.shape[0]
-            told = _coarse_info(s, channels[i], hyper)
-            cells = _Side(s_scene, s_kind, s_place, jnp.ones(there.shape[1]), there[:split], there[split:])
-            normal = normal + _assemble(cells.outer(told), cells.inner(told))
+            normal = normal + _of_cells(s, scene_of(i, mean_tau(s)), channels[i], hierarchy, factors, hyper, alive * nodes)
 
     def factor(schur: Array) -> Array:
         """From its lower half."""
         return invert_lower(jax.lax.linalg.cholesky(schur + 1.0001 * jnp.eye(len(schur)), symmetrize_input=False))
 
     top = jax.lax.map(factor, normal)  # one by one: CPUs multiply batches slowly
+    object_root = jnp.moveaxis(root(jnp.moveaxis(object_inverse, (2, 3), (0, 1))), (0, 1), (2, 3))
     return Preconditioner(
-        inverse, blurred, weight, lam, pixel, thing, scene, still, stills, kind, place, info, object_inverse,
-        jnp.moveaxis(root(jnp.moveaxis(object_inverse, (2, 3), (0, 1))), (0, 1), (2, 3)), kinds, places,
-        objects, hierarchy.spaces["class"], hierarchy.spaces["place"], top,
+        inverse, blurred, weight, lam, pixel, scene, still, stills, thing, kind, place, told, crossed, object_inverse, object_root, kinds, places,
+        objects, classes, hierarchy.spaces["place"], top,
     )
+
+
+def _of_cells(
+    looks: Looks, scene: Array, channels: Channel, hierarchy: Hierarchy, factors: Factors, hyper: Hyper, nodes: Array
+) -> Array:
+    """(K, U, U) what coarse looks add to the top.  scene: (K, n, T + offsets). nodes: (G, Y, X) weights of places, with liveliness."""
+    tau, memberships = mean_tau(looks), hierarchy.liveliness * hierarchy.spaces["class"].weight
+    there = looks.footprint(jnp.concatenate([memberships, nodes]))
+    there = there.reshape(there.shape[0], -1)
+    kind, place = (
+        jnp.einsum("nr,krq->knq", tau @ hierarchy.temporal[:, : root.shape[1]], root)
+        for root in (factors.coefficient["class"], factors.coefficient["place"])
+    )
+    told = _coarse_info(looks, channels, hyper)
+    cells = _Side(kind, place, there[: len(memberships)], there[len(memberships) :])
+    of_scene = jnp.einsum("kpnm,kmt->kpnt", told, scene)
+    return _assemble(jnp.einsum("knt,kpnu->ktu", scene, of_scene), cells.outer(of_scene), cells.inner(told))
 
 
 def _coarse_info(looks: Looks, channels: Channel, hyper: Hyper) -> Array:

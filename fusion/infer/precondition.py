@@ -6,6 +6,12 @@ Per canonical component k, with the other components held apart, unknowns are el
 
 The fine looks enter pixel by pixel (block-shaped clouds are no obstacle); seen from the top an object is one place, with its mean weights.
 Everything is seen in units of a pixel's liveliness a: fine looks weigh a^2 w, the scene and offsets have the weight 1 / a.
+
+A pixel's block is X_0 = (I + J)^-1, J = sum_n p_n b_n b_n^T: look n sees its coefficients by b_n with the precision p_n. What classes, objects
+and places add to the ground is e in those same coefficients (the levels share the temporal functions, of which pixels have the most), so a
+pixel leaves them the information J - J X_0 J = I - X_0, and no sum over looks is needed: as J X_0 = I - X_0, a right-hand side r hands on r - X_0 r
+and takes back X_0 (e - g) - e. Only the scene and the offsets, g = sum_n p_n b_n m_n, have a value m_n of their own for each look.
+
 Coarse looks enter the top only, with their discrepancy and offsets marginalised. As M = U^T D U with positive blocks D, M is
 positive definite whatever is approximated.
 
@@ -26,7 +32,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
-from fusion.infer.blocks import times
+from fusion.infer.blocks import times, times_apart
 from fusion.process.space import Objects, Smooth, Weights
 
 White = dict[str, Array]
@@ -42,25 +48,27 @@ class Preconditioner:
     blurred: tuple[Array, ...]
     """(K, R, R, Y, X) X_i - X_0 of the bands that are high along one axis, and along both; () where there are no fine looks"""
     weight: Array
-    """(N, Y, X) of all fine looks"""
+    """(N, Y, X) of all fine looks; p_n = lam_n weight_n"""
     lam: Array
     """(N, K)"""
     pixel: Array
-    """(K, N, R) phi L of the pixel level"""
-    object: Array
-    """(K, N, R_o)"""
+    """(K, N, R) b"""
     scene: Array
-    """(K, N, T + offsets)"""
+    """(K, N, T + offsets) what each look sees of the scene's coefficients and its own offset"""
     still: Array
     """(Y, X) 1 / liveliness: the scene, and offsets, in units of a pixel's deviations"""
     stills: Array
     """(O,) its mean over each object"""
+    object: Array
+    """(K, R, R_o) a unit's coefficients in units of the pixels': e = object u"""
     kind: Array
-    """(K, N, R_c)"""
+    """(K, R, R_c)"""
     place: Array
-    """(K, N, R_p)"""
-    info: Array
-    """(K, O, N, N) what an object's fine looks say, its pixels marginalised"""
+    """(K, R, R_p)"""
+    told: Array
+    """(K, O, R, R) sum of I - X_0 over the pixels of each object"""
+    crossed: Array
+    """(K, O, R, N) sum of p_n X_0 b_n: what an object and the scene, look by look, have to do with each other"""
     object_inverse: Array
     """(K, O, R_o, R_o)"""
     object_root: Array
@@ -75,71 +83,60 @@ class Preconditioner:
     top: Array
     """(K, U, U) inverse of the lower Cholesky factor of the top's Schur complement"""
 
-    def _pixels(self, right: Array) -> Array:
-        return times(self.inverse, right)
-
     def _finest(self, right: Array) -> Array:
         """sum_i Phi_i^T (X_i - X_0) Phi_i of the pixels' right-hand side (K, R, Y, X)."""
         if not self.blurred:
             return jnp.zeros_like(right)
 
-        def bands(plane: Array) -> Array:
-            """(3, R, Y, X): high down the columns, both ways, along the rows."""
-            low, high = _haar(plane, 1)
-            return jnp.stack([_haar(high, 2)[0], _haar(high, 2)[1], _haar(low, 2)[1]])
-
+        next_row, next_col = (jnp.roll(right, -1, axis) for axis in (2, 3))
+        both = right - next_row - next_col + jnp.roll(next_row, -1, 3)
+        down, along = 2 * (right - next_row) - both, 2 * (right - next_col) - both
         edge, corner = self.blurred
-        down, both, along = jnp.moveaxis(jax.lax.map(bands, right), 1, 0)  # a loop's results are kept, not computed again for each use
-        out = _haar_back(times(edge, down), 3, 1) + _haar_back(times(corner, both), 3, -1)
-        return _haar_back(out, 2, -1) + _haar_back(_haar_back(times(edge, along), 3, -1), 2, 1)
+        down, both, along = times_apart(edge, 0.25 * down), times_apart(corner, 0.25 * both), times_apart(edge, 0.25 * along)
+        out = _back(_back(down, 3, 1) + _back(both, 3, -1), 2, -1)
+        return 0.25 * (out + _back(_back(along, 3, -1), 2, 1))
 
     @property
     def variance(self) -> Array:
         """(K, R, R, Y, X) covariance of a pixel's own coefficients: the mean over the bands, a quarter of the spectrum each."""
         return self.inverse + (0.5 * self.blurred[0] + 0.25 * self.blurred[1] if self.blurred else 0.0)
 
-    def _to_looks(self, units: Array) -> Array:
-        """Pixel coefficients (K, R, Y, X) -> weighted looks (K, N, Y, X)."""
-        return jnp.einsum("knr,kryx->knyx", self.pixel, units) * self.lam.T[:, :, None, None] * self.weight
-
     def _split(self, top: Array) -> tuple[Array, Array, Array]:
         """(K, U) -> scene with offsets, classes (K, R_c, C), places (K, R_p, G)."""
-        first = self.scene.shape[2]
-        second = first + self.kind.shape[2] * self.kinds.shape[0]
-        shape = top.shape[0]
-        return top[:, :first], top[:, first:second].reshape(shape, -1, self.kinds.shape[0]), top[:, second:].reshape(shape, self.place.shape[2], -1)
+        first, size = self.scene.shape[2], self.kinds.shape[0]
+        second = first + self.kind.shape[2] * size
+        return top[:, :first], top[:, first:second].reshape(len(top), -1, size), top[:, second:].reshape(len(top), self.place.shape[2], -1)
 
     def _down(self, top: Array, objects: Array, pixels: Array, steps: int) -> White:
-        """Back substitution: condition objects on the top and pixels on both."""
+        """Back substitution: condition objects (K, R_o, O) on the top and pixels (K, R, Y, X) on both."""
         scene, kind, place = self._split(top)
-        mean = jnp.einsum("knt,kt->kn", self.scene, scene)[:, :, None]
-        upper = mean * self.stills + jnp.einsum("knr,kro->kno", self.kind, kind @ self.kinds)
-        upper = upper + jnp.einsum("knr,kro->kno", self.place, place @ self.places)
-        told = jnp.einsum("knr,kno->kro", self.object, jnp.einsum("konm,kmo->kno", self.info, upper))
-        objects = objects - jnp.einsum("koqr,kro->kqo", self.object_inverse, told)
-        field = mean[..., None] * self.still + self.objects.spread(jnp.einsum("knr,kro->kno", self.object, objects))
-        field = field + jnp.einsum("knr,kryx->knyx", self.kind, self.classes.spread(kind))
-        field = field + jnp.einsum("knr,kryx->knyx", self.place, self.nodes.spread(place))
-        seen = field * self.lam.T[:, :, None, None] * self.weight
-        pixels = pixels - self._pixels(jnp.einsum("knr,knyx->kryx", self.pixel, seen))
+        mean = jnp.einsum("knt,kt->kn", self.scene, scene)
+        kinds, places = self.kind @ kind, self.place @ place
+        upper = jnp.einsum("koqr,kro->kqo", self.told, kinds @ self.kinds + places @ self.places)
+        upper = upper + jnp.einsum("korn,kn->kro", self.crossed, mean) * self.stills
+        objects = objects - jnp.einsum("koqr,kro->kqo", self.object_inverse, jnp.swapaxes(self.object, 1, 2) @ upper)
+        field = self.classes.spread(kinds) + self.objects.spread(self.object @ objects) + self.nodes.spread(places)
+        seen = jnp.einsum("knr,kn->krn", self.pixel, mean * self.lam.T)
+        scene_part = jnp.einsum("krn,nyx->kryx", seen, self.still * self.weight)
+        pixels = pixels + times_apart(self.inverse, field - scene_part) - field
         return {"scene": scene[:, :steps], "class": kind, "object": objects, "place": place, "pixel": pixels.reshape(*pixels.shape[:2], -1)}
 
     def apply(self, r: White) -> White:
         """M^-1 r."""
         rank, _, _, *space = self.inverse.shape
         own = r["pixel"].reshape(rank, -1, *space)
-        pixels = self._pixels(own)
-        looks = self._to_looks(pixels)
-        objects = r["object"] - self.objects.gather(jnp.einsum("knr,knyx->kryx", self.object, looks))
+        pixels = times(self.inverse, own)
+        handed = own - pixels
+        objects = r["object"] - jnp.swapaxes(self.object, 1, 2) @ self.objects.gather(handed)
         objects = jnp.einsum("koqr,kro->kqo", self.object_inverse, objects)
-        pulled = jnp.einsum("konm,kmo->kno", self.info, jnp.einsum("knr,kro->kno", self.object, objects))
+        units = self.object @ objects
+        pulled = jnp.einsum("koqr,kro->kqo", self.told, units)
         steps = r["scene"].shape[1]
-        total = (looks * self.still).sum((2, 3)) + pulled @ self.stills
+        total = self.lam.T * jnp.einsum("knr,krn->kn", self.pixel, jnp.einsum("kryx,nyx->krn", pixels, self.still * self.weight))
+        total = total + jnp.einsum("korn,kro->kn", self.crossed, units * self.stills)
         scene = jnp.pad(r["scene"], ((0, 0), (0, self.scene.shape[2] - steps))) - jnp.einsum("knt,kn->kt", self.scene, total)
-        kind = r["class"] - self.classes.gather(jnp.einsum("knr,knyx->kryx", self.kind, looks))
-        kind = kind - jnp.einsum("knr,kno->kro", self.kind, pulled) @ self.kinds.T
-        place = r["place"] - self.nodes.gather(jnp.einsum("knr,knyx->kryx", self.place, looks))
-        place = place - jnp.einsum("knr,kno->kro", self.place, pulled) @ self.places.T
+        kind = r["class"] - jnp.swapaxes(self.kind, 1, 2) @ (self.classes.gather(handed) + pulled @ self.kinds.T)
+        place = r["place"] - jnp.swapaxes(self.place, 1, 2) @ (self.nodes.gather(handed) + pulled @ self.places.T)
         right = jnp.concatenate([scene, kind.reshape(rank, -1), place.reshape(rank, -1)], axis=1)
         top = jnp.einsum("kvu,kv->ku", self.top, jnp.einsum("kvw,kw->kv", self.top, right))
         white = self._down(top, objects, pixels, steps)
@@ -151,7 +148,7 @@ class Preconditioner:
         here = jax.random.normal(jax.random.fold_in(key, 1), self.inverse[:, 0].shape)
         there = jax.random.normal(jax.random.fold_in(key, 2), (self.lam.shape[1], *self.weight.shape))
         seen = jnp.sqrt(self.lam.T[:, :, None, None] * self.weight) * there
-        pixels = self._pixels(here + jnp.einsum("knr,knyx->kryx", self.pixel, seen))
+        pixels = times(self.inverse, here + jnp.einsum("knr,knyx->kryx", self.pixel, seen))
         return {**upper, "pixel": upper["pixel"] + pixels.reshape(upper["pixel"].shape)}
 
     def draw_upper(self, key: Array, steps: int) -> White:
@@ -164,12 +161,6 @@ class Preconditioner:
         return self._down(top, objects, jnp.zeros_like(self.inverse[:, 0]), steps)
 
 
-def _haar(plane: Array, axis: int) -> tuple[Array, Array]:
-    """Half sum and half difference with the next pixel along an axis (cyclic): squared transfers cos^2(w / 2) and sin^2(w / 2)."""
-    other = jnp.roll(plane, -1, axis)
-    return 0.5 * (plane + other), 0.5 * (plane - other)
-
-
-def _haar_back(plane: Array, axis: int, sign: int) -> Array:
-    """The transpose of the half sum (sign 1) or half difference (sign -1)."""
-    return 0.5 * (plane + sign * jnp.roll(plane, 1, axis))
+def _back(plane: Array, axis: int, sign: int) -> Array:
+    """The transpose of the sum (sign 1) or difference (sign -1) with the next pixel along an axis (cyclic)."""
+    return plane + sign * jnp.roll(plane, 1, axis)

@@ -271,6 +271,15 @@ def canonical_mixing(prior: NDArray[np.floating], colour: NDArray[np.floating]) 
     return mixing.astype(np.float32)
 
 
+def temporal_functions(times: int, ranks: Mapping[str, int] | None = None) -> dict[str, int]:
+    """level -> R_l, default RANKS: never more than there are times, and pixels have as many as any other level.
+
+    Whatever can change in a class or a segment can change in a pixel (how much, its variance says), and the solver eliminates pixels first.
+    """
+    out = {name: min({**RANKS, **(ranks or {})}[name], times) for name in LEVELS[1:]}
+    return {**out, "pixel": max(out.values())}
+
+
 def build(
     days: NDArray[np.floating], prior: NDArray[np.floating], colour: NDArray[np.floating], memberships: NDArray[np.floating],
     labels: NDArray[np.integer], *, origin: tuple[int, int] = (0, 0), spacing: float = 16.0, ranks: Mapping[str, int] | None = None,
@@ -280,7 +289,7 @@ def build(
 
     days: (T,). prior: (K, K). colour: (B, K) of the fine sensor. memberships: (C, Y, X) summing to 1 over C. labels: (Y, X) segments.
     origin: global (row, column) of the first pixel. spacing: pixels between nodes of the place level (about one coarse cell).
-    ranks: number of temporal functions per level, default RANKS; never more than T. empirical: (T, T) learned temporal covariance.
+    ranks: number of temporal functions per level, as `temporal_functions` has them. empirical: (T, T) learned temporal covariance.
     liveliness: (Y, X), default 1. capacity: objects to make room for.
     """
     shape = labels.shape
@@ -289,8 +298,8 @@ def build(
     anchor = np.mean([kernels.mixture(days, medians.shares[i], medians.length[i]) for i in range(1, 5)], axis=0)
     learned = np.asarray(anchor if empirical is None else empirical, np.float32)
     _, vectors = np.linalg.eigh(0.5 * anchor.astype(np.float64) + 0.5 * learned)
-    widths = tuple((name, min({**RANKS, **(ranks or {})}[name], days.size)) for name in LEVELS[1:])
-    vectors = vectors[:, ::-1][:, : max(width for _, width in widths)]
+    widths = temporal_functions(days.size, ranks)
+    vectors = vectors[:, ::-1][:, : widths["pixel"]]
     vectors = vectors * np.where(vectors.sum(0) < 0, -1.0, 1.0)
     spaces = {
         "class": Weights(jnp.asarray(memberships, jnp.float32)),
@@ -302,7 +311,7 @@ def build(
         jnp.asarray(days), jnp.asarray(canonical_mixing(prior, colour)), jnp.asarray(vectors, jnp.float32), jnp.asarray(learned),
         spaces, jnp.ones(shape) if liveliness is None else jnp.asarray(liveliness, jnp.float32),
         jnp.asarray(origin[0] + np.arange(shape[0]), jnp.int32), jnp.asarray(origin[1] + np.arange(shape[1]), jnp.int32),
-        widths,
+        tuple(widths.items()),
     )
 
 

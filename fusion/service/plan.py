@@ -27,7 +27,7 @@ from fusion.cube.cube import Cube
 from fusion.cube.grid import Grid, Tile, halo_for
 from fusion.errors import JobError
 from fusion.observe.sensor import Sensor, sensor
-from fusion.process.hierarchy import RANKS
+from fusion.process.hierarchy import temporal_functions
 from fusion.service.blend import LEAST_HALO, widest
 from fusion.service.catalog import Found
 from fusion.service.cluster import Workers, workers_of
@@ -247,7 +247,7 @@ def peak_bytes(job: Job, cube: Cube, core: int, halo: int, looks: dict[str, floa
     times, rank = cube.shape[:2]
     asked = job.engine.settings
     given = asked.get("ranks")
-    ranks = {level: min(int(r), times) for level, r in (RANKS | (given if isinstance(given, dict) else {})).items()}
+    ranks = temporal_functions(times, given if isinstance(given, dict) else None)
     latent = 4.0 * rank * edge**2 * (times * (FIELDS + job.output.draws) + BLOCKS * ranks["pixel"] ** 2)
     observed = sum(n * window_bytes(sensor(name), edge * cube.grid.resolution) for name, n in looks.items())
     coarsest = max((sensor(name).pixel for name in looks), default=0.0) / cube.grid.resolution
