@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ from jax.tree_util import register_dataclass
 from numpy.typing import NDArray
 
 from fusion.infer.contrasts import Plane, contrasts
-from fusion.infer.looks import Looks
+from fusion.infer.looks import BUCKETS, Looks
 from fusion.process.hierarchy import LEVELS, Hierarchy, Hyper
 from fusion.process.space import Objects, Pixels, Smooth, Weights
 
@@ -38,8 +39,8 @@ BATCH = 8
 """probes that are looked at by one call"""
 WINDOW, WHOLE = 32, 2**30
 """pixels across the window that most small probes fit into, and across one that holds any plane"""
-SMALL = 24
-"""probes with at most this many looks are computed apart from the larger ones"""
+SIZES = (8, 16, 24, LOOKS)
+"""numbers of looks that are computed apart: most probes have few, and work grows with the square of what they are padded to"""
 FLOOR = 1e-4
 """share of the signal's variance that no mean of many pixels is trusted beyond: keeps float32 factors sound"""
 PER_LOOK = ("value", "seen", "judged", "tau", "sensor", "noise", "fixed", "offset")
@@ -297,7 +298,7 @@ def _channels(seen: Rows, series: Looks, amount: NDArray[Any]) -> Rows:
 
 
 def probe(views: Sequence[tuple[Sequence[Looks], Hierarchy]], hyper: Hyper, seed: int = 0) -> tuple[Probes, ...]:
-    """All probes of a tile, in at most two batches (few looks, many looks); empty where nothing was seen.
+    """All probes of a tile, in a batch for each of SIZES that occurs; empty where nothing was seen.
 
     views: looks with the hierarchy that they judge, all of one tile.
     hyper: a guess of theta, which only sets how bands are weighed into channels.
@@ -316,14 +317,13 @@ def probe(views: Sequence[tuple[Sequence[Looks], Hierarchy]], hyper: Hyper, seed
             told |= zip(which, _seen(able, hierarchy, [asked[i][1:] for i in which]), strict=True)
         for i, (scale, _, _) in enumerate(asked):
             found += [(scale, rows) for rows in _rows(*told[i], close if near[i] else every, strength, scale, rng)]
-    batches = [f for f in found if len(f[1]["value"]) <= SMALL], [f for f in found if len(f[1]["value"]) > SMALL]
-    return tuple(_stack(batch) for batch in batches if batch)
+    sized = [(size, [f for f in found if least < len(f[1]["value"]) <= size]) for least, size in pairwise((0, *SIZES))]
+    return tuple(_stack(batch, size) for size, batch in sized if batch)
 
 
-def _stack(batch: list[tuple[str, Rows]]) -> Probes:
-    """Pad looks to a multiple of 8 and probes to one of 32, so that tiles share a compile, and stack."""
-    size = -(-max(len(b["value"]) for _, b in batch) // 8) * 8
-    spare = -len(batch) % 32
+def _stack(batch: list[tuple[str, Rows]], size: int) -> Probes:
+    """Pad looks to `size` and probes to one of BUCKETS, so that tiles share a compile, and stack."""
+    spare = next((b for b in BUCKETS if b >= len(batch)), len(batch)) - len(batch)
 
     def pad(name: str, array: NDArray[Any]) -> NDArray[Any]:
         rest = array.ndim - 1

@@ -13,7 +13,7 @@ from numpyro.infer.util import log_density
 
 from fusion.infer.collapsed import exact, log_normal
 from fusion.infer.model import joint
-from fusion.infer.probes import LOOKS, SMALL, _deal
+from fusion.infer.probes import LOOKS, _deal
 from fusion.process.hierarchy import Hyper
 from tests.infer import small
 
@@ -127,4 +127,3 @@ def test_a_long_series_is_dealt_out_whole_or_thinned() -> None:
         assert len(hand) <= LOOKS
         assert (np.diff(hand) > 0).all()
     assert _deal(looks[:1], "pixel", rng) == []
-    assert SMALL <= LOOKS
