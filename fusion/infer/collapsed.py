@@ -34,20 +34,24 @@ NU, WIDTH = 4.0, 2.762
 """of the Student score (NU + 1) / 2 log(1 + z^2 / WIDTH): E[(NU + 1) z^2 / (WIDTH + z^2)] = 1 for a standard normal z"""
 
 
-def temporal(hierarchy: Hierarchy, hyper: Hyper) -> Array:
-    """(5, T, T) covariance between dates of each level for unit sd; deviations as seen in their span of Psi."""
-    dates = [hierarchy.covariance(hyper, "scene")]
-    for name, width in hierarchy.ranks:
-        basis = hierarchy.temporal[:, :width]
-        dates.append(basis @ (basis.T @ hierarchy.covariance(hyper, name) @ basis) @ basis.T)
-    return jnp.stack(dates)
+def between_dates(tau: Array, hierarchy: Hierarchy, hyper: Hyper) -> Array:
+    """(J, 5, n, n) covariance of each level between the dates of a probe's looks, for unit sd; deviations as seen in their span of Psi.
+
+    tau: (J, n, T).
+    """
+    size, looks, steps = tau.shape
+    inside, width = tau.reshape(-1, steps) @ hierarchy.temporal, hierarchy.temporal.shape[1]
+    bases = ((hierarchy.temporal[:, :rank], hierarchy.covariance(hyper, name)) for name, rank in hierarchy.ranks)
+    cores = [jnp.pad(basis.T @ matrix @ basis, ((0, 0), (0, width - basis.shape[1]))) for basis, matrix in bases]
+    turned = jnp.stack([inside[:, : len(core)] @ core for core in cores], 1).reshape(size, looks, len(cores), width)
+    scene = (tau.reshape(-1, steps) @ hierarchy.covariance(hyper, "scene")).reshape(tau.shape)
+    levels = jnp.einsum("jnlr,jmr->jlnm", turned, inside.reshape(size, looks, width))
+    return jnp.concatenate([jnp.einsum("jnt,jmt->jnm", scene, tau)[:, None], levels], 1)
 
 
 def covariance(probes: Probes, hierarchy: Hierarchy, hyper: Hyper) -> Array:
     """(J, K, n, n) the covariance S of every probe and channel."""
-    size, looks, steps = probes.tau.shape
-    seen_dates = (probes.tau.reshape(-1, steps) @ jnp.hstack(tuple(temporal(hierarchy, hyper)))).reshape(size, looks, -1, steps)
-    dates = jnp.einsum("jnlt,jmt->jlnm", seen_dates, probes.tau) * probes.gram
+    dates = between_dates(probes.tau, hierarchy, hyper) * probes.gram
     signal = _signal(probes.response, hyper.sd**2, dates)
 
     def both(factor: Array) -> Array:
