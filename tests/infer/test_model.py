@@ -109,8 +109,8 @@ def test_the_log_normal_and_its_written_gradient() -> None:
         covariance, value = root @ root.transpose(0, 2, 1) + size * np.eye(size), rng.normal(size=(2, size))
         wanted = [-0.5 * (v @ np.linalg.solve(c, v) + np.linalg.slogdet(c)[1]) for c, v in zip(covariance, value, strict=True)]
         single = jnp.asarray(covariance, jnp.float32), jnp.asarray(value, jnp.float32)
-        np.testing.assert_allclose(log_normal(*single), wanted, rtol=1e-4)
-        slope_c, slope_v = jax.grad(lambda c, v: log_normal(c, v).sum(), (0, 1))(*single)
+        np.testing.assert_allclose(jax.vmap(log_normal)(*single), wanted, rtol=1e-4)
+        slope_c, slope_v = jax.grad(lambda c, v: jax.vmap(log_normal)(c, v).sum(), (0, 1))(*single)
         for c, v, gc, gv in zip(covariance, value, slope_c, slope_v, strict=True):
             inverse = np.linalg.inv(c)
             np.testing.assert_allclose(gv, -inverse @ v, atol=1e-4)
