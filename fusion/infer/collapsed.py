@@ -37,25 +37,31 @@ NU, WIDTH = 4.0, 2.762
 """of the Student score (NU + 1) / 2 log(1 + z^2 / WIDTH): E[(NU + 1) z^2 / (WIDTH + z^2)] = 1 for a standard normal z"""
 
 
-def between_dates(tau: Array, hierarchy: Hierarchy, hyper: Hyper) -> Array:
-    """(J, 5, n, n) covariance of each level between the dates of a probe's looks, for unit sd; deviations as seen in their span of Psi.
-
-    tau: (J, n, T).
-    """
-    size, looks, steps = tau.shape
-    inside, width = tau.reshape(-1, steps) @ hierarchy.temporal, hierarchy.temporal.shape[1]
-    bases = ((hierarchy.temporal[:, :rank], hierarchy.covariance(hyper, name)) for name, rank in hierarchy.ranks)
-    cores = [jnp.pad(basis.T @ matrix @ basis, ((0, 0), (0, width - basis.shape[1]))) for basis, matrix in bases]
-    turned = jnp.stack([inside[:, : len(core)] @ core for core in cores], 1).reshape(size, looks, len(cores), width)
-    scene = (tau.reshape(-1, steps) @ hierarchy.covariance(hyper, "scene")).reshape(tau.shape)
-    levels = jnp.einsum("jnlr,jmr->jlnm", turned, inside.reshape(size, looks, width))
-    return jnp.concatenate([jnp.einsum("jnt,jmt->jnm", scene, tau)[:, None], levels], 1)
+Dates = tuple[Array, Array]
+"""(T, T) covariance between dates of the scene for unit sd, (4, R, R) of the coefficients of Psi of the other levels"""
 
 
-def covariance(probes: Probes, hierarchy: Hierarchy, hyper: Hyper) -> Array:
-    """(J, K, n, n) the covariance S of every probe and channel."""
-    dates = between_dates(probes.tau, hierarchy, hyper) * probes.gram
-    signal = _signal(probes.response, hyper.sd**2, dates)
+def temporal(hierarchy: Hierarchy, hyper: Hyper) -> Dates:
+    """How the levels hang together in time: once for all batches, since the kernels are slow to compile."""
+    width, cores = hierarchy.temporal.shape[1], []
+    for name, rank in hierarchy.ranks:
+        basis = hierarchy.temporal[:, :rank]
+        cores.append(jnp.pad(basis.T @ hierarchy.covariance(hyper, name) @ basis, (0, width - rank)))
+    return hierarchy.covariance(hyper, "scene"), jnp.stack(cores)
+
+
+def between_looks(tau: Array, hierarchy: Hierarchy, dates: Dates) -> Array:
+    """(J, 5, n, n) covariance of each level between the looks of a probe, for unit sd.  tau: (J, n, T)."""
+    scene, cores = dates
+    inside = tau @ hierarchy.temporal
+    levels = jnp.einsum("jnlr,jmr->jlnm", jnp.einsum("jnq,lqr->jnlr", inside, cores), inside)
+    return jnp.concatenate([jnp.einsum("jnt,jmt->jnm", tau @ scene, tau)[:, None], levels], 1)
+
+
+def covariance(probes: Probes, hierarchy: Hierarchy, hyper: Hyper, dates: Dates) -> Array:
+    """(J, K, n, n) the covariance S of every probe and channel.  dates: `temporal` of the same theta."""
+    between = between_looks(probes.tau, hierarchy, dates) * probes.gram
+    signal = _signal(probes.response, hyper.sd**2, between)
 
     def both(factor: Array) -> Array:
         """Factor of a sensor pair (J, 1, n, n): used where both looks are of one sensor."""
@@ -158,9 +164,9 @@ def _pull_left_out(saved: Any, change: Array) -> tuple[Array, Array, None]:
 left_out.defvjp(_left_out, _pull_left_out)
 
 
-def terms(probes: Probes, hierarchy: Hierarchy, hyper: Hyper) -> Array:
+def terms(probes: Probes, hierarchy: Hierarchy, hyper: Hyper, dates: Dates) -> Array:
     """(J, K) the score of every probe and channel; 0 where nothing is judged."""
-    spread, seen = covariance(probes, hierarchy, hyper), jnp.swapaxes(probes.seen, 1, 2)
+    spread, seen = covariance(probes, hierarchy, hyper, dates), jnp.swapaxes(probes.seen, 1, 2)
     return left_out(spread, jnp.swapaxes(probes.value, 1, 2) * seen, probes.judged[:, None] * seen)
 
 
@@ -170,7 +176,8 @@ def probed(white: Array, batches: tuple[Probes, ...], hierarchy: Hierarchy, sens
     white: u (D,) of `Hyper.from_white`. A pure function of arrays: pass the batches as arguments of what is compiled.
     """
     hyper = Hyper.from_white(white, hierarchy.mixing.shape[0], sensors)
-    total = jnp.asarray(sum(terms(batch, hierarchy, hyper).sum() for batch in batches))
+    dates = temporal(hierarchy, hyper)
+    total = jnp.asarray(sum(terms(batch, hierarchy, hyper, dates).sum() for batch in batches))
     return jnp.where(jnp.isfinite(total), total, -1e30)
 
 

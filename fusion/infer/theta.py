@@ -94,7 +94,7 @@ def evidence(views: Sequence[View], hyper: Hyper, prior: tuple[Any, Any] | None,
 def log_posterior(u: Array, known: Evidence, sensors: tuple[str, ...]) -> Array:
     """log prior of u plus what the data say of it (`collapsed`), up to a constant."""
     data, hierarchy, (mean, sd) = known
-    density: Any = exact if isinstance(data[0], Looks) else probed
+    density: Any = exact if data and isinstance(data[0], Looks) else probed
     return density(u, data, hierarchy, sensors) - 0.5 * (((u - mean) / sd) ** 2).sum()
 
 
