@@ -26,29 +26,42 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from fusion.infer.blocks import invert, invert_lower
 from fusion.infer.looks import Looks
 from fusion.infer.probes import Probes
 from fusion.process.hierarchy import Hierarchy, Hyper
 
+LEAST, SHARPEST = 1e-4, 1e6
+"""variance that is added to every value, and more than the 1 / LEAST that a precision then can be: a pivot that rounding made negative"""
 NU, WIDTH = 4.0, 2.762
 """of the Student score (NU + 1) / 2 log(1 + z^2 / WIDTH): E[(NU + 1) z^2 / (WIDTH + z^2)] = 1 for a standard normal z"""
 
 
-def temporal(hierarchy: Hierarchy, hyper: Hyper) -> Array:
-    """(5, T, T) covariance between dates of each level for unit sd; deviations as seen in their span of Psi."""
-    dates = [hierarchy.covariance(hyper, "scene")]
-    for name, width in hierarchy.ranks:
-        basis = hierarchy.temporal[:, :width]
-        dates.append(basis @ (basis.T @ hierarchy.covariance(hyper, name) @ basis) @ basis.T)
-    return jnp.stack(dates)
+Dates = tuple[Array, Array]
+"""(T, T) covariance between dates of the scene for unit sd, (4, R, R) of the coefficients of Psi of the other levels"""
 
 
-def covariance(probes: Probes, hierarchy: Hierarchy, hyper: Hyper) -> Array:
-    """(J, K, n, n) the covariance S of every probe and channel."""
-    size, looks, steps = probes.tau.shape
-    seen_dates = (probes.tau.reshape(-1, steps) @ jnp.hstack(tuple(temporal(hierarchy, hyper)))).reshape(size, looks, -1, steps)
-    dates = jnp.einsum("jnlt,jmt->jlnm", seen_dates, probes.tau) * probes.gram
-    signal = _signal(probes.response, hyper.sd**2, dates)
+def temporal(hierarchy: Hierarchy, hyper: Hyper) -> Dates:
+    """How the levels hang together in time: once for all batches, since the kernels are slow to compile."""
+    width, cores = hierarchy.temporal.shape[1], []
+    for name, rank in hierarchy.ranks:
+        basis = hierarchy.temporal[:, :rank]
+        cores.append(jnp.pad(basis.T @ hierarchy.covariance(hyper, name) @ basis, (0, width - rank)))
+    return hierarchy.covariance(hyper, "scene"), jnp.stack(cores)
+
+
+def between_looks(tau: Array, hierarchy: Hierarchy, dates: Dates) -> Array:
+    """(J, 5, n, n) covariance of each level between the looks of a probe, for unit sd.  tau: (J, n, T)."""
+    scene, cores = dates
+    inside = tau @ hierarchy.temporal
+    levels = jnp.einsum("jnlr,jmr->jlnm", jnp.einsum("jnq,lqr->jnlr", inside, cores), inside)
+    return jnp.concatenate([jnp.einsum("jnt,jmt->jnm", tau @ scene, tau)[:, None], levels], 1)
+
+
+def covariance(probes: Probes, hierarchy: Hierarchy, hyper: Hyper, dates: Dates) -> Array:
+    """(J, K, n, n) the covariance S of every probe and channel.  dates: `temporal` of the same theta."""
+    between = between_looks(probes.tau, hierarchy, dates) * probes.gram
+    signal = _signal(probes.response, hyper.sd**2, between)
 
     def both(factor: Array) -> Array:
         """Factor of a sensor pair (J, 1, n, n): used where both looks are of one sensor."""
@@ -62,7 +75,7 @@ def covariance(probes: Probes, hierarchy: Hierarchy, hyper: Hyper) -> Array:
     total = signal + probes.gain * both(hyper.gain) + probes.discrepancy * both(hyper.discrepancy) * decay
     seen = jnp.swapaxes(probes.seen, 1, 2)  # (J, K, n)
     total = total * seen[..., :, None] * seen[..., None, :]
-    diagonal = jnp.where(seen > 0, jnp.swapaxes(own, 1, 2) + 1e-4, 1.0)
+    diagonal = jnp.where(seen > 0, jnp.swapaxes(own, 1, 2) + LEAST, 1.0)
     return total + diagonal[..., None] * jnp.eye(total.shape[-1])
 
 
@@ -93,9 +106,9 @@ _signal.defvjp(_signal_of, _pull_signal)
 
 @jax.custom_vjp
 def log_normal(covariance: Array, value: Array) -> Array:
-    """log N(value; 0, covariance) + n/2 log 2 pi over the last axes, (..., n, n) and (..., n).
+    """log N(value; 0, covariance) + n/2 log 2 pi, (n, n) and (n,).
 
-    Its gradient 1/2 (a a^T - S^-1), a = S^-1 value, is written out: reverse mode through batched Cholesky factors is
+    Its gradient 1/2 (a a^T - S^-1), a = S^-1 value, is written out: reverse mode through a Cholesky factor is
     several times slower on a CPU.
     """
     return _log_normal(covariance, value)[0]
@@ -103,34 +116,15 @@ def log_normal(covariance: Array, value: Array) -> Array:
 
 def _log_normal(covariance: Array, value: Array) -> tuple[Array, tuple[Array, Array]]:
     root = jnp.linalg.cholesky(covariance)
-    inverse = _inverse(root)
-    white = jnp.einsum("...nm,...m->...n", inverse, value)
-    half = jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)).sum(-1)
-    return -0.5 * (white**2).sum(-1) - half, (inverse, white)
-
-
-def _inverse(root: Array) -> Array:
-    """Inverses of lower triangles (..., n, n), halving down to small ones: many small solves beat threaded large ones."""
-    size = root.shape[-1]
-    if size <= 24:
-        return jax.scipy.linalg.solve_triangular(root, jnp.broadcast_to(jnp.eye(size), root.shape), lower=True)
-    half = size // 2
-    first = _inverse(root[..., :half, :half])
-    last = _inverse(_after(root[..., half:, half:], first))
-    corner = -last @ root[..., half:, :half] @ first
-    return jnp.block([[first, jnp.zeros_like(jnp.swapaxes(corner, -1, -2))], [corner, last]])
-
-
-def _after(value: Array, earlier: Array) -> Array:
-    """The value, but never computed at the same time as `earlier`: two batched LAPACK calls at once stop a two-core machine (`blocks`)."""
-    return value + 0.0 * earlier.reshape(-1)[0]
+    inverse = invert_lower(root)
+    white = inverse @ value
+    return -0.5 * (white**2).sum() - jnp.log(jnp.diagonal(root)).sum(), (inverse, white)
 
 
 def _pull(saved: tuple[Array, Array], change: Array) -> tuple[Array, Array]:
     inverse, white = saved
-    back = jnp.einsum("...nm,...n->...m", inverse, white)
-    slope = 0.5 * (back[..., :, None] * back[..., None, :] - jnp.swapaxes(inverse, -1, -2) @ inverse)
-    return change[..., None, None] * slope, -change[..., None] * back
+    back = white @ inverse
+    return change * 0.5 * (jnp.outer(back, back) - inverse.T @ inverse), -change * back
 
 
 log_normal.defvjp(_log_normal, _pull)
@@ -147,12 +141,12 @@ def left_out(covariance: Array, value: Array, judged: Array) -> Array:
 
 
 def _left_out(covariance: Array, value: Array, judged: Array) -> tuple[Array, Any]:
-    half = _inverse(jnp.linalg.cholesky(covariance))
-    precision = jnp.swapaxes(half, -1, -2) @ half
+    precision = jnp.moveaxis(invert(jnp.moveaxis(covariance, (-2, -1), (0, 1)))[0], (0, 1), (-2, -1))
     weighted = jnp.einsum("...nm,...m->...n", precision, value)
 
     def score(own: Array, weighted: Array) -> Array:
         """own: diagonal of A, so that z^2 = a^2 / own."""
+        own = jnp.where((own > 0) & (own < SHARPEST), own, jnp.nan)
         return (judged * (0.5 * jnp.log(own) - 0.5 * (NU + 1) * jnp.log1p(weighted**2 / (own * WIDTH)))).sum(-1)
 
     found, back = jax.vjp(score, jnp.diagonal(precision, axis1=-2, axis2=-1), weighted)
@@ -170,22 +164,20 @@ def _pull_left_out(saved: Any, change: Array) -> tuple[Array, Array, None]:
 left_out.defvjp(_left_out, _pull_left_out)
 
 
-def terms(probes: Probes, hierarchy: Hierarchy, hyper: Hyper, earlier: Array | None = None) -> Array:
-    """(J, K) the score of every probe and channel; 0 where nothing is judged.  earlier: what has to be computed before (`_after`)."""
-    spread = covariance(probes, hierarchy, hyper)
-    seen = jnp.swapaxes(probes.seen, 1, 2)
-    return left_out(spread if earlier is None else _after(spread, earlier), jnp.swapaxes(probes.value, 1, 2) * seen, probes.judged[:, None] * seen)
+def terms(probes: Probes, hierarchy: Hierarchy, hyper: Hyper, dates: Dates) -> Array:
+    """(J, K) the score of every probe and channel; 0 where nothing is judged."""
+    spread, seen = covariance(probes, hierarchy, hyper, dates), jnp.swapaxes(probes.seen, 1, 2)
+    return left_out(spread, jnp.swapaxes(probes.value, 1, 2) * seen, probes.judged[:, None] * seen)
 
 
 def probed(white: Array, batches: tuple[Probes, ...], hierarchy: Hierarchy, sensors: tuple[str, ...]) -> Array:
-    """The score of theta on all probes; a theta at which a covariance cannot be factored scores nothing.
+    """The score of theta on all probes; a theta at which a covariance cannot be inverted scores nothing.
 
     white: u (D,) of `Hyper.from_white`. A pure function of arrays: pass the batches as arguments of what is compiled.
     """
     hyper = Hyper.from_white(white, hierarchy.mixing.shape[0], sensors)
-    total = jnp.zeros(())
-    for batch in batches:
-        total = total + terms(batch, hierarchy, hyper, total).sum()
+    dates = temporal(hierarchy, hyper)
+    total = jnp.asarray(sum(terms(batch, hierarchy, hyper, dates).sum() for batch in batches))
     return jnp.where(jnp.isfinite(total), total, -1e30)
 
 

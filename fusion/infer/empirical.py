@@ -22,10 +22,10 @@ from dataclasses import dataclass, replace
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from fusion.cube.cube import Cube
 from fusion.infer.discrepancy import errors, lasting_offset, rotation, share_of_variety, uneven
+from fusion.infer.images import moved
 from fusion.observe.footprint import footprint
 from fusion.observe.layer import Layer
 from fusion.observe.observation import Observation
@@ -227,7 +227,7 @@ def _filled(stack: Array, there: Array) -> Array:
     return out
 
 
-def _residuals(pairs: _Pairs, foot: Footprint, pictures: Array) -> tuple[Array, Array]:
+def _residuals(pairs: _Pairs, foot: Footprint, pictures: NDArray[np.floating]) -> tuple[Array, Array]:
     """((n, B, H, W) y - W x, same-shaped weights 0 or 1)."""
     seen = np.asarray(foot(jnp.asarray(pictures, jnp.float32)), np.float64)
     share = np.asarray(foot(jnp.asarray(pairs.clear, jnp.float32)))[:, None]
@@ -245,9 +245,7 @@ def _misfit(pairs: _Pairs, sharp: Footprint, fwhm: float, cube: Cube, widen: flo
     """
     pixel = cube.grid.resolution
     blur = float(np.sqrt(max(widen**2 - WIDTHS[0] ** 2, 0.0))) * fwhm / FWHM_PER_SD / pixel
-    moved = ndimage.shift(pairs.pictures, (0, 0, shift[0] / pixel, -shift[1] / pixel), order=1, mode="nearest")
-    moved = ndimage.gaussian_filter(moved, (0, 0, blur, blur), mode="nearest", truncate=3.0) if blur > 0 else moved
-    residual, use = _residuals(pairs, sharp, moved)
+    residual, use = _residuals(pairs, sharp, moved(pairs.pictures, (shift[0] / pixel, -shift[1] / pixel), blur))
     count = np.maximum(use.sum(axis=(2, 3), keepdims=True), 1)
     data = np.where(use > 0, np.stack([o.data for o in pairs.coarse]), 0.0)
     measured, seen = (np.where(use > 0, a - a.sum(axis=(2, 3), keepdims=True) / count, 0.0) for a in (data, data - residual))

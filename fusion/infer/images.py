@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from fusion.cube.cube import Cube
 from fusion.infer.sight import sharpness
@@ -74,3 +75,14 @@ def mean_seen(values: NDArray[np.floating], weight: Sequence[float] | None = Non
     share = seen * np.reshape(np.ones(len(values)) if weight is None else weight, (-1, *(1,) * (values.ndim - 1)))
     total = (np.where(seen, values, 0.0) * share).sum(0)
     return np.where(seen.any(0), total / np.where(seen.any(0), share.sum(0), 1.0), np.nan)
+
+
+def moved(pictures: NDArray[np.floating], shift: tuple[float, float], blur: float) -> NDArray[np.float32]:
+    """(n, B, Y, X) pictures shifted by (rows, columns) and blurred by an sd, in pixels, the edge carried on.
+
+    One matrix per axis: products in float32 are ten times as fast as interpolating pixel by pixel.
+    """
+    rows, cols = (ndimage.shift(np.eye(n), (by, 0), order=1, mode="nearest") for n, by in zip(pictures.shape[2:], shift, strict=True))
+    if blur > 0:
+        rows, cols = (ndimage.gaussian_filter1d(a, blur, axis=0, mode="nearest", truncate=3.0) for a in (rows, cols))
+    return np.asarray(rows.astype(np.float32) @ pictures.astype(np.float32) @ cols.T.astype(np.float32))

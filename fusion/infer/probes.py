@@ -13,7 +13,9 @@ the small ones. Bands are reduced to one channel per canonical component by P = 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -24,18 +26,21 @@ from jax import Array
 from jax.tree_util import register_dataclass
 from numpy.typing import NDArray
 
-from fusion.infer.looks import Looks
+from fusion.infer.contrasts import Plane, contrasts
+from fusion.infer.looks import BUCKETS, Looks
 from fusion.process.hierarchy import LEVELS, Hierarchy, Hyper
+from fusion.process.space import Objects, Pixels, Smooth, Weights
 
-Plane = NDArray[np.float32]
 Rows = dict[str, NDArray[Any]]
 
-MOST = {"class": 12, "place": 24, "object": 40, "pixel": 96}
-"""probes of each small scale"""
 LOOKS = 40
 """looks of one probe at most: more are dealt out to several probes (scene, class) or thinned (the others)"""
-SMALL = 24
-"""probes with at most this many looks are computed apart from the larger ones"""
+BATCH = 8
+"""probes that are looked at by one call"""
+WINDOW, WHOLE = 32, 2**30
+"""pixels across the window that most small probes fit into, and across one that holds any plane"""
+SIZES = (8, 16, 24, LOOKS)
+"""numbers of looks that are computed apart: most probes have few, and work grows with the square of what they are padded to"""
 FLOOR = 1e-4
 """share of the signal's variance that no mean of many pixels is trusted beyond: keeps float32 factors sound"""
 PER_LOOK = ("value", "seen", "judged", "tau", "sensor", "noise", "fixed", "offset")
@@ -78,103 +83,135 @@ class Probes:
     """(J,) int32 index into LEVELS; -1 = padding"""
 
 
-def contrasts(hierarchy: Hierarchy, seed: int) -> Iterator[tuple[str, Plane, Plane]]:
-    """(scale, plus, minus): the planes of all probes; minus is zero for the scene."""
-    rng = np.random.default_rng([seed, *(abs(int(v)) for v in (hierarchy.rows[0], hierarchy.cols[0]))])
-    _, _, height, width = hierarchy.shape
-    zero = np.zeros((height, width), np.float32)
-    yield "scene", zero + 1, zero
-    shares = np.asarray(hierarchy.spaces["class"].weight, np.float32)
-    for i in rng.permutation(len(shares) - 1)[: MOST["class"]]:  # where memberships sum to 1 the last contrast repeats the others
-        if shares[i].std() > 1e-3:
-            yield "class", shares[i], shares[i].max() - shares[i]
-    yield from _blocks(hierarchy, zero, rng)
-    yield from _objects(np.asarray(hierarchy.spaces["object"].label), zero, rng)
-
-
-def _blocks(hierarchy: Hierarchy, zero: Plane, rng: np.random.Generator) -> Iterator[tuple[str, Plane, Plane]]:
-    """Neighbouring square blocks about as large as the spacing of the place level."""
-    height, width = zero.shape
-    space = hierarchy.spaces["place"]
-    nodes = max(1, space.rows.shape[1] - 3), max(1, space.cols.shape[1] - 3)
-    step = max(1, -(-height // nodes[0])), max(1, -(-width // nodes[1]))
-    corners = [(y, x) for y in range(0, height - step[0] + 1, step[0]) for x in range(0, width - 2 * step[1] + 1, 2 * step[1])]
-    for i in rng.permutation(len(corners))[: MOST["place"]]:
-        (y, x), plus, minus = corners[i], zero.copy(), zero.copy()
-        plus[y : y + step[0], x : x + step[1]] = 1
-        minus[y : y + step[0], x + step[1] : x + 2 * step[1]] = 1
-        yield "place", plus, minus
-
-
-def _objects(label: NDArray[np.integer], zero: Plane, rng: np.random.Generator) -> Iterator[tuple[str, Plane, Plane]]:
-    """Pairs of close objects, and pairs of close pixels inside other objects."""
-    rows, cols = np.indices(label.shape)
-    count = int(label.max()) + 1
-    size = np.bincount(label.ravel(), minlength=count)
-    centre = np.stack([np.bincount(label.ravel(), v.ravel(), count) for v in (rows, cols)], 1) / np.maximum(size, 1)[:, None]
-    free = list(rng.permutation(np.flatnonzero(size > 0)))
-    taken = 0
-    while len(free) > 1 and taken < MOST["object"]:
-        one = free.pop()
-        other = free.pop(int(np.argmin(((centre[free] - centre[one]) ** 2).sum(1))))
-        yield "object", (label == one).astype(np.float32), (label == other).astype(np.float32)
-        taken += 1
-    used = np.zeros(label.shape, bool)
-    reach = 3 if min(label.shape) > 8 else 2  # apart, so that neighbouring footprints do not blur the contrast away
-    taken = 0
-    for flat in rng.permutation(label.size):
-        y, x = divmod(int(flat), label.shape[1])
-        near = (np.maximum(abs(rows - y), abs(cols - x)) <= reach) & (np.maximum(abs(rows - y), abs(cols - x)) >= reach - 1)
-        mates = np.flatnonzero((near & (label == label[y, x]) & ~used).ravel())
-        if used[y, x] or mates.size == 0:
-            continue
-        plus, minus = zero.copy(), zero.copy()
-        plus[y, x] = 1
-        minus.ravel()[rng.choice(mates)] = 1
-        used |= (plus + minus) > 0
-        yield "pixel", plus, minus
-        taken += 1
-        if taken == MOST["pixel"]:
-            return
+Facts = dict[str, Array]
+"""what no probe changes of a series: seen (n, H, W) 1 where all its bands are, live (n, B), variance (n, B, H, W), gain (B,)"""
 
 
 @jax.jit
-def _see(
-    looks: tuple[Looks, ...], spaces: dict[str, Any], liveliness: Array, plus: Array, minus: Array
-) -> tuple[list[dict[str, Array]], Array]:
-    """What every look makes of one probe, per series, and the Gram matrices (5, N, N) over all looks."""
-    parts = [_see_series(series, plus, minus) for series in looks]
-    latent = jnp.concatenate([p.pop("latent") for p in parts])
-    gathered = [jnp.concatenate([p["total"] for p in parts])[:, None], *(spaces[name].gather(latent * liveliness) for name in LEVELS[1:])]
-    return parts, jnp.stack([g @ g.T for g in gathered])
-
-
-def _see_series(series: Looks, plus: Array, minus: Array) -> dict[str, Array]:
-    """Sums over the pixels of each look, (n, ...), the overlap of their discrepancies (n, n) and their latent weights."""
-    there = series.precision > 0  # (n, B, H, W)
+def _facts(series: Looks) -> Facts:
+    there = series.precision > 0
     live = there.any((2, 3))
     seen = (there | ~live[:, :, None, None]).all(1) & live.any(1)[:, None, None]
-    weight, good = jnp.zeros(seen.shape), jnp.ones(seen.shape[0], bool)
-    for sign, side in ((1.0, plus), (-1.0, minus)):
-        share = series.footprint(side)
-        share = jnp.where(share > 0.3 * share.max(), share, 0.0)
+    variance = jnp.where(there, 1 / jnp.where(there, series.precision, 1.0), 0.0)
+    return {"seen": seen.astype(jnp.float32), "live": live, "variance": variance, "gain": series.level * series.gain_sd}
+
+
+def _share(series: Looks, side: Array) -> Array:
+    """(H, W) what each native pixel sees of a side, 0 where that is little."""
+    share = series.footprint(side)
+    return jnp.where(share > 0.3 * share.max(), share, 0.0)
+
+
+@jax.jit
+def _reach(looks: tuple[Looks, ...], plus: Array, minus: Array) -> Array:
+    """(C, 1 + S, 2, 2) first and last (row, column) that each probe (C, Y, X) touches on the latent grid and on that of every series."""
+
+    def ends(touched: Array) -> Array:
+        lines = touched.any(1), touched.any(0)
+        return jnp.stack([jnp.stack([jnp.argmax(v) for v in lines]), jnp.stack([len(v) - 1 - jnp.argmax(v[::-1]) for v in lines])])
+
+    def one(sides: tuple[Array, Array]) -> Array:
+        shares = [sum(_share(series, side) for side in sides) for series in looks]
+        latent = sum(series.footprint.adjoint(share) for series, share in zip(looks, shares, strict=True))
+        return jnp.stack([ends(jnp.asarray(v) != 0) for v in (latent, *shares)])
+
+    return jax.lax.map(one, (plus, minus))
+
+
+@partial(jax.jit, static_argnames="size")
+def _see(
+    looks: tuple[Looks, ...], facts: tuple[Facts, ...], hierarchy: Hierarchy, plus: Array, minus: Array, corners: Array, size: int
+) -> tuple[list[dict[str, Array]], Array]:
+    """What every look makes of C probes (C, Y, X), per series (C, ...), and the Gram matrices (C, 5, N, N) over all looks.
+
+    corners: (C, 1 + S, 2) of the windows of size x size pixels, latent and of each series, outside which a probe touches nothing.
+    """
+
+    def one(probe: tuple[Array, Array, Array]) -> tuple[list[dict[str, Array]], Array]:
+        *sides, corner = probe
+        parts = [_see_series(s, f, sides, place, size) for s, f, place in zip(looks, facts, corner[1:], strict=True)]
+        alive = _cut(hierarchy.liveliness, corner[0], size)
+        latent = alive * _cut(jnp.concatenate([p.pop("latent") for p in parts]), corner[0], size)
+        spaces = (_window(hierarchy.spaces[name], corner[0], size) for name in LEVELS[1:])
+        gathered = [jnp.concatenate([p["total"] for p in parts])[:, None], *(space.gather(latent) for space in spaces)]
+        return parts, jnp.stack([g @ g.T for g in gathered])
+
+    return jax.lax.map(one, (plus, minus, corners))
+
+
+def _see_series(series: Looks, facts: Facts, sides: Sequence[Array], corner: Array, size: int) -> dict[str, Array]:
+    """Sums over the pixels of each look, (n, ...), the overlap of their discrepancies (n, n) and their latent weights."""
+    seen, data, variance, uneven = (_cut(v, corner, size) for v in (facts["seen"], series.data, facts["variance"], series.uneven))
+    weight, good = jnp.zeros(seen.shape), jnp.ones(len(seen), bool)
+    for sign, side in zip((1.0, -1.0), sides, strict=True):
+        share, toward = (_cut(v, corner, size) for v in (_share(series, side), series.footprint((side > 0).astype(side.dtype))))
         part = share * seen
         mass = part.sum((1, 2))
         clear = (part > 0).sum((1, 2)) >= 0.5 * (share > 0).sum()
         part = part / jnp.maximum(mass, 1e-12)[:, None, None]
-        inside = (series.footprint.adjoint(part) * (side > 0)).sum((1, 2)) >= 0.25  # else the sensor is too coarse for it
+        inside = (part * toward).sum((1, 2)) >= 0.25  # else the sensor is too coarse for it
         asked = jnp.any(side > 0)
         good &= ~asked | ((mass > 0) & clear & inside)
         weight = weight + jnp.where(asked, sign, 0.0) * part
-    flat = weight.reshape(weight.shape[0], -1)
-    uneven = flat * series.uneven.reshape(-1)
+    flat = weight.reshape(len(weight), -1)
+    rough = flat * uneven.reshape(-1)
+    whole = jax.lax.dynamic_update_slice(jnp.zeros(facts["seen"].shape), weight, (0, *corner))
     return {
-        "good": good, "live": live, "latent": series.footprint.adjoint(weight), "total": flat.sum(1),
-        "tau": series.tau if series.tau.ndim == 2 else _mean_day(series.tau, jnp.abs(weight)),
-        "square": (flat**2).sum(1), "overlap": uneven @ uneven.T, "value": jnp.einsum("nhw,nbhw->nb", weight, series.data),
-        "white": jnp.einsum("nhw,nbhw->nb", weight**2, jnp.where(there, 1 / jnp.where(there, series.precision, 1.0), 0.0)),
-        "gain": flat.sum(1)[:, None] * series.level * series.gain_sd,
+        "good": good, "live": facts["live"], "latent": series.footprint.adjoint(whole), "total": flat.sum(1),
+        "tau": series.tau if series.tau.ndim == 2 else _mean_day(series.tau, jnp.abs(whole)),
+        "square": (flat**2).sum(1), "overlap": rough @ rough.T, "value": _summed(flat, data),
+        "white": _summed(flat**2, variance), "gain": flat.sum(1)[:, None] * facts["gain"],
     }
+
+
+def _summed(weight: Array, planes: Array) -> Array:
+    """(n, B) weighted sums of (n, B, H, W), weight (n, H W): over one flat axis CPUs sum ten times as fast as over two."""
+    return jnp.einsum("np,nbp->nb", weight, planes.reshape(*planes.shape[:2], -1))
+
+
+def _cut(planes: Array, corner: Array, size: int) -> Array:
+    """The window of (..., Y, X) that begins at a corner, moved inside where it would stick out."""
+    *lead, height, width = planes.shape
+    return jax.lax.dynamic_slice(planes, (*[0] * len(lead), *corner), (*lead, min(size, height), min(size, width)))
+
+
+def _window(space: Any, corner: Array, size: int) -> Any:
+    """The space of a level as a window sees it."""
+    if isinstance(space, Smooth):
+        ends = ((space.rows, corner[0]), (space.cols, corner[1]))
+        rows, cols = (jax.lax.dynamic_slice(a, (first, 0), (min(size, len(a)), a.shape[1])) for a, first in ends)
+        return replace(space, rows=rows, cols=cols)
+    plane = space.label if isinstance(space, Objects) else space.like if isinstance(space, Pixels) else space.weight
+    if size >= max(plane.shape[-2:]):
+        return space
+    cut = _cut(plane, corner, size)
+    if isinstance(space, Objects):
+        return Weights((cut == jnp.arange(space.size)[:, None, None]).astype(jnp.float32))
+    return Pixels(cut) if isinstance(space, Pixels) else Weights(cut)
+
+
+def _seen(
+    looks: tuple[Looks, ...], hierarchy: Hierarchy, sides: Sequence[tuple[Plane, Plane]]
+) -> list[tuple[list[Rows], NDArray[Any]]]:
+    """What `_see` says of each probe, BATCH of them at a time, those that fit into a window apart from the others."""
+    if not sides:
+        return []
+    plus, minus = (np.stack(side) for side in zip(*sides, strict=True))
+
+    def batches(which: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+        for i in range(0, len(which), BATCH):
+            yield np.resize(which[i : i + BATCH], BATCH)  # the last ones filled up, so that all share a compile
+
+    facts, every = tuple(_facts(series) for series in looks), np.arange(len(plus))
+    out: dict[int, tuple[list[Rows], NDArray[Any]]] = {}
+    ends = {int(i): end for some in batches(every) for i, end in zip(some, np.asarray(_reach(looks, plus[some], minus[some])), strict=True)}
+    reach = np.stack([ends[int(i)] for i in every])
+    small = (reach[:, :, 1] - reach[:, :, 0] < WINDOW).all((1, 2))
+    for size, which in ((WINDOW, every[small]), (WHOLE, every[~small])):
+        for some in batches(which):
+            told = jax.device_get(_see(looks, facts, hierarchy, plus[some], minus[some], reach[some, :, 0], size))
+            out |= {int(i): jax.tree.map(lambda a, n=n: a[n], told) for n, i in enumerate(some)}
+    return [out[int(i)] for i in every]
 
 
 def _mean_day(tau: Array, weight: Array) -> Array:
@@ -261,7 +298,7 @@ def _channels(seen: Rows, series: Looks, amount: NDArray[Any]) -> Rows:
 
 
 def probe(views: Sequence[tuple[Sequence[Looks], Hierarchy]], hyper: Hyper, seed: int = 0) -> tuple[Probes, ...]:
-    """All probes of a tile, in at most two batches (few looks, many looks); empty where nothing was seen.
+    """All probes of a tile, in a batch for each of SIZES that occurs; empty where nothing was seen.
 
     views: looks with the hierarchy that they judge, all of one tile.
     hyper: a guess of theta, which only sets how bands are weighed into channels.
@@ -271,18 +308,22 @@ def probe(views: Sequence[tuple[Sequence[Looks], Hierarchy]], hyper: Hyper, seed
     found: list[tuple[str, Rows]] = []
     for looks, hierarchy in views:
         fine = tuple(series for series in looks if not series.coarse)
-        for scale, plus, minus in contrasts(hierarchy, seed) if looks else ():
-            able = fine if fine and scale in ("object", "pixel") else tuple(looks)
-            parts, gram = jax.device_get(_see(able, hierarchy.spaces, hierarchy.liveliness, plus, minus))
-            found += [(scale, rows) for rows in _rows(parts, gram, able, strength, scale, rng)]
-    batches = [f for f in found if len(f[1]["value"]) <= SMALL], [f for f in found if len(f[1]["value"]) > SMALL]
-    return tuple(_stack(batch) for batch in batches if batch)
+        asked = list(contrasts(hierarchy, seed)) if looks else []
+        every, close = jax.device_get((tuple(looks), fine))  # once, not for every probe
+        near = [bool(fine) and scale in ("object", "pixel") for scale, _, _ in asked]
+        told: dict[int, tuple[list[Rows], NDArray[Any]]] = {}
+        for able, flag in ((tuple(looks), False), (fine, True)):
+            which = [i for i, one in enumerate(near) if one == flag]
+            told |= zip(which, _seen(able, hierarchy, [asked[i][1:] for i in which]), strict=True)
+        for i, (scale, _, _) in enumerate(asked):
+            found += [(scale, rows) for rows in _rows(*told[i], close if near[i] else every, strength, scale, rng)]
+    sized = [(size, [f for f in found if least < len(f[1]["value"]) <= size]) for least, size in pairwise((0, *SIZES))]
+    return tuple(_stack(batch, size) for size, batch in sized if batch)
 
 
-def _stack(batch: list[tuple[str, Rows]]) -> Probes:
-    """Pad looks to a multiple of 8 and probes to one of 32, so that tiles share a compile, and stack."""
-    size = -(-max(len(b["value"]) for _, b in batch) // 8) * 8
-    spare = -len(batch) % 32
+def _stack(batch: list[tuple[str, Rows]], size: int) -> Probes:
+    """Pad looks to `size` and probes to one of BUCKETS, so that tiles share a compile, and stack."""
+    spare = next((b for b in BUCKETS if b >= len(batch)), len(batch)) - len(batch)
 
     def pad(name: str, array: NDArray[Any]) -> NDArray[Any]:
         rest = array.ndim - 1

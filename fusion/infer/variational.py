@@ -41,7 +41,7 @@ def _refine(size: int, sensors: tuple[str, ...], rate: float, particles: int) ->
         # a guide keeps what it saw first: one made outside would carry this trace's values into the next tile shape
         guide = AutoMultivariateNormal(model, init_loc_fn=init_to_value(values={"e": jnp.zeros(size)}), init_scale=1.0)
         svi = SVI(model, guide, Adam(rate), Trace_ELBO(num_particles=particles))
-        state = svi.init(key, known, place)
+        state = svi.init(key, ((), *known[1:]), place)  # it only asks for the shape of e: a density without data compiles sooner
 
         def step(carry: Any, share: Array) -> tuple[Any, Array]:
             state, total = carry

@@ -38,7 +38,7 @@ assert jnp.isfinite(value) and jnp.isfinite(slope).all()
 
 
 def test_probes_of_two_sizes_do_not_wait_for_each_other_for_good() -> None:
-    """Two batched LAPACK calls at once take all threads of two cores and wait: the density has to make one after the other."""
+    """Two batched LAPACK calls at once take all threads of two cores and wait: the density has to do without."""
     subprocess.run([sys.executable, "-c", PROGRAM], check=True, timeout=240, cwd=Path(__file__).parents[2])
 
 

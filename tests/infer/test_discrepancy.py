@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from fusion.infer.discrepancy import centred, errors, share_of_variety, uneven
+from fusion.infer.images import moved
 
 LOOKS, BANDS, HIGH, WIDE = 8, 3, 15, 15
 
@@ -46,3 +48,11 @@ def test_a_look_is_centred_by_what_is_sure() -> None:
     off, level = centred(residual, weight)
     np.testing.assert_allclose(level[0, 0], residual[0, 0][weight[0, 0] > 0].mean())
     assert (off[weight == 0] == 0).all()
+
+
+@pytest.mark.parametrize(("shift", "blur"), [((0.0, 0.0), 0.0), ((1.3, -2.6), 0.0), ((-3.0, 0.25), 1.7)])
+def test_pictures_are_moved_as_by_interpolation(shift: tuple[float, float], blur: float) -> None:
+    pictures = np.random.default_rng(0).normal(size=(2, 3, 20, 25))
+    wanted = ndimage.shift(pictures, (0, 0, *shift), order=1, mode="nearest")
+    wanted = ndimage.gaussian_filter(wanted, (0, 0, blur, blur), mode="nearest", truncate=3.0) if blur > 0 else wanted
+    np.testing.assert_allclose(moved(pictures, shift, blur), wanted, atol=1e-6)

@@ -13,7 +13,7 @@ from numpyro.infer.util import log_density
 
 from fusion.infer.collapsed import exact, log_normal
 from fusion.infer.model import joint
-from fusion.infer.probes import LOOKS, SMALL, _deal
+from fusion.infer.probes import LOOKS, _deal
 from fusion.process.hierarchy import Hyper
 from tests.infer import small
 
@@ -109,8 +109,8 @@ def test_the_log_normal_and_its_written_gradient() -> None:
         covariance, value = root @ root.transpose(0, 2, 1) + size * np.eye(size), rng.normal(size=(2, size))
         wanted = [-0.5 * (v @ np.linalg.solve(c, v) + np.linalg.slogdet(c)[1]) for c, v in zip(covariance, value, strict=True)]
         single = jnp.asarray(covariance, jnp.float32), jnp.asarray(value, jnp.float32)
-        np.testing.assert_allclose(log_normal(*single), wanted, rtol=1e-4)
-        slope_c, slope_v = jax.grad(lambda c, v: log_normal(c, v).sum(), (0, 1))(*single)
+        np.testing.assert_allclose(jax.vmap(log_normal)(*single), wanted, rtol=1e-4)
+        slope_c, slope_v = jax.grad(lambda c, v: jax.vmap(log_normal)(c, v).sum(), (0, 1))(*single)
         for c, v, gc, gv in zip(covariance, value, slope_c, slope_v, strict=True):
             inverse = np.linalg.inv(c)
             np.testing.assert_allclose(gv, -inverse @ v, atol=1e-4)
@@ -127,4 +127,3 @@ def test_a_long_series_is_dealt_out_whole_or_thinned() -> None:
         assert len(hand) <= LOOKS
         assert (np.diff(hand) > 0).all()
     assert _deal(looks[:1], "pixel", rng) == []
-    assert SMALL <= LOOKS
