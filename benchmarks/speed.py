@@ -161,8 +161,8 @@ def traffic(system: gaussian.System, white: Any) -> tuple[float, float]:
 
     Bytes: what the product and the preconditioner hold is read once, and of the five vectors x, r, p, Q p, M^-1 r each is read and written
     once. Multiply-adds: footprints forward and back for every band and temporal function, the looks' sums over time, N^-1, the colouring of
-    every level forward and back, and in the preconditioner pixel blocks (two products, and three for the bands of a blur), the looks' channels
-    (in, out and in again), objects and the top.
+    every level forward and back, and in the preconditioner pixel blocks (two products, and three for the bands of a blur), what the scene is in
+    each look (in and out), objects and the top.
     """
     hierarchy, m = system.hierarchy, system.preconditioner
     _, rank, *shape = hierarchy.shape
@@ -180,8 +180,8 @@ def traffic(system: gaussian.System, white: Any) -> tuple[float, float]:
     classes, nodes = m.kinds.shape[0], hierarchy.spaces["place"]
     work += 4 * functions * rank * classes * pixels + 4 * functions * rank * nodes.cols.size * shape[0]
     width, channels = m.inverse.shape[1], m.lam.shape[0]
-    work += (2 + 3 * (len(m.blurred) > 0)) * rank * width**2 * pixels + 3 * rank * channels * width * pixels
-    work += 3 * m.info.size + 2 * m.object_inverse.size + 2 * m.top.size
+    work += (2 + 3 * (len(m.blurred) > 0)) * rank * width**2 * pixels + 2 * rank * channels * width * pixels
+    work += 2 * (m.told.size + m.crossed.size + m.object_inverse.size + m.top.size)
     return sum(distinct.values()) + 10 * vectors, work
 
 

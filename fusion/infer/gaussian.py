@@ -29,6 +29,8 @@ from fusion.process.hierarchy import Factors, Hierarchy, Hyper, keyed_normal
 from fusion.process.space import Objects, Smooth
 
 Weights = tuple[Array | None, ...]
+GROUP = 8
+"""samples of the sd that are held together"""
 BATCH = 6
 """right-hand sides that are solved together, but on CPUs: there they are solved sooner one by one (measured on 32 to 160 pixels)"""
 
@@ -204,6 +206,8 @@ def _solve_all(system: System, key: Array, tolerance: float, limit: int, *, pair
             right = jax.tree.map(lambda a, b: jnp.where(i == 0, a, b), right, drawn)
         return solve(system, right, tolerance, limit)
 
+    if batch == 1:
+        return jax.lax.map(one, jnp.arange(1 + pairs))
     groups = -(-(1 + pairs) // batch)
     each = -(-(1 + pairs) // groups)  # equal groups: a rest would be compiled apart, and compiling costs more than a spare draw
     out = jax.lax.map(jax.vmap(one), jnp.arange(groups * each).reshape(groups, each))
@@ -233,14 +237,28 @@ def _own_variance(system: System, inverse: Array) -> Array:
 @partial(jax.jit, static_argnames="samples")
 def _variance(system: System, key: Array, *, samples: int) -> Array:
     """(T, K, Y, X) of x: the pixel blocks of M in closed form + the mean square of draws of what they are given, from M^-1."""
-    hierarchy = system.hierarchy
+    hierarchy, root = system.hierarchy, system.factors.coefficient["pixel"]
+    groups = -(-max(samples, 1) // GROUP)
+    each = -(-max(samples, 1) // groups)
 
-    def add_one(total: Array, i: Array) -> tuple[Array, None]:
-        white = system.preconditioner.draw_upper(jax.random.fold_in(key, i), len(hierarchy.days))
-        return total + hierarchy.canonical(*hierarchy.coefficients(white, system.factors)) ** 2, None
+    def one(i: Array) -> tuple[Array, Array]:
+        scene, units = system.preconditioner.draw_given(jax.random.fold_in(key, i), len(hierarchy.days))
+        planes = jnp.einsum("kqr,kryx->kqyx", root, units) * hierarchy.liveliness
+        return jnp.einsum("kts,ks->kt", system.factors.scene, scene), planes
 
-    above, _ = jax.lax.scan(add_one, jnp.zeros(hierarchy.shape), jnp.arange(samples))
-    return _own_variance(system, system.preconditioner.variance) + above / max(samples, 1)
+    def add_group(total: Array, first: Array) -> tuple[Array, None]:
+        mean, planes = jax.lax.map(one, first * each + jnp.arange(each))
+
+        def row(planes: Array) -> Array:
+            """(T, K, X) of (S, K, R, X): few pixels at a time, so that nothing of the size of all draws at all times is written."""
+            x = jnp.einsum("tr,skrx->tskx", hierarchy.temporal[:, : root.shape[1]], planes) + jnp.transpose(mean, (2, 0, 1))[..., None]
+            return (x**2).sum(1)
+
+        return total + jax.lax.map(row, jnp.moveaxis(planes, 3, 0)), None
+
+    steps, rank, height, width = hierarchy.shape
+    above, _ = jax.lax.scan(add_group, jnp.zeros((height, steps, rank, width)), jnp.arange(groups))
+    return _own_variance(system, system.preconditioner.variance) + jnp.moveaxis(above, 0, 2) * (min(samples, 1) / (groups * each))
 
 
 @jax.jit

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
-from fusion.infer.blocks import times, times_apart
+from fusion.infer.blocks import kept, times
 from fusion.process.space import Objects, Smooth, Weights
 
 White = dict[str, Array]
@@ -41,7 +41,7 @@ White = dict[str, Array]
 @register_dataclass
 @dataclass(frozen=True, eq=False)
 class Preconditioner:
-    """M: `apply` is M^-1 r, `draw_upper` draws from N(0, M^-1)."""
+    """M: `apply` is M^-1 r, `draw` draws from N(0, M^-1)."""
 
     inverse: Array
     """(K, R, R, Y, X) pixel blocks X_0"""
@@ -88,13 +88,10 @@ class Preconditioner:
         if not self.blurred:
             return jnp.zeros_like(right)
 
-        next_row, next_col = (jnp.roll(right, -1, axis) for axis in (2, 3))
-        both = right - next_row - next_col + jnp.roll(next_row, -1, 3)
-        down, along = 2 * (right - next_row) - both, 2 * (right - next_col) - both
         edge, corner = self.blurred
-        down, both, along = times_apart(edge, 0.25 * down), times_apart(corner, 0.25 * both), times_apart(edge, 0.25 * along)
-        out = _back(_back(down, 3, 1) + _back(both, 3, -1), 2, -1)
-        return 0.25 * (out + _back(_back(along, 3, -1), 2, 1))
+        down, both, along = kept(lambda: _bands(right), (right,) * 3)
+        products = kept(lambda: (times(edge, down), times(corner, both), times(edge, along)), (right,) * 3)
+        return _bands_back(*products) / 16
 
     @property
     def variance(self) -> Array:
@@ -107,26 +104,34 @@ class Preconditioner:
         second = first + self.kind.shape[2] * size
         return top[:, :first], top[:, first:second].reshape(len(top), -1, size), top[:, second:].reshape(len(top), self.place.shape[2], -1)
 
-    def _down(self, top: Array, objects: Array, pixels: Array, steps: int) -> White:
-        """Back substitution: condition objects (K, R_o, O) on the top and pixels (K, R, Y, X) on both."""
+    def _upper(self, top: Array, objects: Array) -> tuple[White, Array, Array]:
+        """(levels above the pixels, e - g, e): objects (K, R_o, O) conditioned on the top (K, U), and what all of them are to the pixels.
+
+        e (K, R, Y, X): what they add to the ground, in units of the pixels' coefficients. e - g: less what the scene is in each look.
+        """
         scene, kind, place = self._split(top)
         mean = jnp.einsum("knt,kt->kn", self.scene, scene)
         kinds, places = self.kind @ kind, self.place @ place
-        upper = jnp.einsum("koqr,kro->kqo", self.told, kinds @ self.kinds + places @ self.places)
-        upper = upper + jnp.einsum("korn,kn->kro", self.crossed, mean) * self.stills
-        objects = objects - jnp.einsum("koqr,kro->kqo", self.object_inverse, jnp.swapaxes(self.object, 1, 2) @ upper)
+        told = jnp.einsum("koqr,kro->kqo", self.told, kinds @ self.kinds + places @ self.places)
+        told = told + jnp.einsum("korn,kn->kro", self.crossed, mean) * self.stills
+        objects = objects - jnp.einsum("koqr,kro->kqo", self.object_inverse, jnp.swapaxes(self.object, 1, 2) @ told)
         field = self.classes.spread(kinds) + self.objects.spread(self.object @ objects) + self.nodes.spread(places)
-        seen = jnp.einsum("knr,kn->krn", self.pixel, mean * self.lam.T)
-        scene_part = jnp.einsum("krn,nyx->kryx", seen, self.still * self.weight)
-        pixels = pixels + times_apart(self.inverse, field - scene_part) - field
-        return {"scene": scene[:, :steps], "class": kind, "object": objects, "place": place, "pixel": pixels.reshape(*pixels.shape[:2], -1)}
+        seen = jnp.einsum("krn,nyx->kryx", jnp.einsum("knr,kn->krn", self.pixel, mean * self.lam.T), self.still * self.weight)
+        apart, field = kept(lambda: (field - seen, field), (seen, seen))
+        return {"scene": scene, "class": kind, "object": objects, "place": place}, apart, field
+
+    def _down(self, top: Array, objects: Array, pixels: Array, steps: int) -> White:
+        """Back substitution: condition objects on the top and pixels (K, R, Y, X) on both."""
+        upper, apart, field = self._upper(top, objects)
+        pixels = kept(lambda: pixels + times(self.inverse, apart) - field, pixels)
+        return {**upper, "scene": upper["scene"][:, :steps], "pixel": pixels.reshape(*pixels.shape[:2], -1)}
 
     def apply(self, r: White) -> White:
         """M^-1 r."""
         rank, _, _, *space = self.inverse.shape
         own = r["pixel"].reshape(rank, -1, *space)
-        pixels = times(self.inverse, own)
-        handed = own - pixels
+        pixels = kept(lambda: times(self.inverse, own), own)
+        handed = kept(lambda: own - pixels, own)
         objects = r["object"] - jnp.swapaxes(self.object, 1, 2) @ self.objects.gather(handed)
         objects = jnp.einsum("koqr,kro->kqo", self.object_inverse, objects)
         units = self.object @ objects
@@ -144,23 +149,37 @@ class Preconditioner:
 
     def draw(self, key: Array, steps: int) -> White:
         """A draw from N(0, M^-1) of every level."""
-        upper = self.draw_upper(jax.random.fold_in(key, 0), steps)
         here = jax.random.normal(jax.random.fold_in(key, 1), self.inverse[:, 0].shape)
         there = jax.random.normal(jax.random.fold_in(key, 2), (self.lam.shape[1], *self.weight.shape))
         seen = jnp.sqrt(self.lam.T[:, :, None, None] * self.weight) * there
         pixels = times(self.inverse, here + jnp.einsum("knr,knyx->kryx", self.pixel, seen))
-        return {**upper, "pixel": upper["pixel"] + pixels.reshape(upper["pixel"].shape)}
+        return self._down(*self._draw_upper(jax.random.fold_in(key, 0)), pixels, steps)
 
-    def draw_upper(self, key: Array, steps: int) -> White:
-        """Every level but the pixels drawn from N(0, M^-1); the pixels at their conditional mean."""
+    def draw_given(self, key: Array, steps: int) -> tuple[Array, Array]:
+        """(scene (K, T), pixels (K, R, Y, X)): the scene's coefficients from N(0, M^-1), and what is expected of each pixel, in units of its own
+        coefficients, given a draw of all levels above: their sum e and its conditional mean X_0 (e - g) - e."""
+        upper, apart, _ = self._upper(*self._draw_upper(key))
+        return upper["scene"][:, :steps], times(self.inverse, apart)
+
+    def _draw_upper(self, key: Array) -> tuple[Array, Array]:
+        """The top (K, U) from N(0, M^-1), and objects (K, R_o, O) about what they are given the top."""
         first, second = jax.random.split(key)
-        noise = jax.random.normal(first, self.top.shape[:2])
-        top = jnp.einsum("kvu,kv->ku", self.top, noise)
+        top = jnp.einsum("kvu,kv->ku", self.top, jax.random.normal(first, self.top.shape[:2]))
         white = jax.random.normal(second, (len(self.top), self.object_root.shape[2], self.object_root.shape[1]))
-        objects = jnp.einsum("koqr,kro->kqo", self.object_root, white)
-        return self._down(top, objects, jnp.zeros_like(self.inverse[:, 0]), steps)
+        return top, jnp.einsum("koqr,kro->kqo", self.object_root, white)
 
 
-def _back(plane: Array, axis: int, sign: int) -> Array:
-    """The transpose of the sum (sign 1) or difference (sign -1) with the next pixel along an axis (cyclic)."""
-    return plane + sign * jnp.roll(plane, 1, axis)
+def _bands(plane: Array) -> tuple[Array, Array, Array]:
+    """Four times the undecimated Haar bands of planes (..., Y, X): high down the columns, both ways, along the rows; 0 beyond the last pixel."""
+    wide = jnp.pad(plane, ((0, 0),) * (plane.ndim - 2) + ((0, 1), (0, 1)))
+    here, right = wide[..., :-1, :-1], wide[..., :-1, 1:]
+    below, across = wide[..., 1:, :-1], wide[..., 1:, 1:]
+    return here - below + right - across, here - below - right + across, here + below - right - across
+
+
+def _bands_back(down: Array, both: Array, along: Array) -> Array:
+    """The transpose of `_bands`."""
+    down, both, along = (jnp.pad(plane, ((0, 0),) * (plane.ndim - 2) + ((1, 0), (1, 0))) for plane in (down, both, along))
+    here, left, above, across = ((..., rows, cols) for rows in (slice(1, None), slice(None, -1)) for cols in (slice(1, None), slice(None, -1)))
+    out = down[here] + both[here] + along[here] + down[left] - both[left] - along[left]
+    return out - down[above] - both[above] + along[above] - down[across] + both[across] - along[across]
