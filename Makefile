@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# large arrays in pages of 2 MB (docs/howto/tuning.md)
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: demo test check bench docs figures basis lock clean help
 .DEFAULT_GOAL := help

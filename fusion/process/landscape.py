@@ -15,8 +15,10 @@ from scipy.cluster.vq import kmeans2
 from skimage.segmentation import watershed
 
 Planes = NDArray[np.floating]
-PARTS = 8
+PARTS = 12
 """principal components that the landscape is read from"""
+FADE = 0.5
+"""squared distance over which memberships fade, in units of the median one between neighbouring centres: chosen on Coleambally and Salton"""
 ALIKE = 30
 """pixels of a class that count as much as the belief that it changes as much as the others"""
 LIVELIEST = 4.0
@@ -45,7 +47,7 @@ class Cover:
         """From patches (N, Q, h, w) of the planes, NaN = missing; Q = 1: a whole image.  change: (Q, h, w) how much places changed.
 
         Features are half-whitened principal components: each is divided by the root of its sd, so that weak contrasts count but noise
-        does not. Classes are k-means centres of the features, their width the median squared distance between neighbouring
+        does not. Classes are k-means centres of the features, their width half the median squared distance between neighbouring
         centres. Deterministic by seed.
         """
         planes, number, *shape = patches.shape
@@ -139,7 +141,7 @@ def _slope(found: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _centres(points: NDArray[np.float64], count: int, seed: int) -> tuple[NDArray[np.float64], float]:
-    """((C, F) k-means centres of points (P, F) in a fixed order, the median squared distance between neighbours)."""
+    """((C, F) k-means centres of points (P, F) in a fixed order, the squared distance over which memberships fade)."""
     rng = np.random.default_rng(seed)
     wanted = min(count, len(np.unique(points.round(9), axis=0)))
     if wanted < 2:
@@ -151,7 +153,7 @@ def _centres(points: NDArray[np.float64], count: int, seed: int) -> tuple[NDArra
         centres, _ = kmeans2(sample, start, iter=12, minit="matrix", missing="warn") if len(start) > 1 else (start, None)
     centres = centres[np.lexsort(centres.T[::-1])]
     apart = ((centres[:, None] - centres[None]) ** 2).sum(-1)
-    return centres, max(float(np.median(np.sort(apart, axis=1)[:, 1])), 1e-12)
+    return centres, max(FADE * float(np.median(np.sort(apart, axis=1)[:, 1])), 1e-12)
 
 
 def soft_classes(stack: Planes, *, count: int = 64, seed: int = 0) -> NDArray[np.float32]:
