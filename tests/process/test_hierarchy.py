@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fusion.process.hierarchy import PRIOR, REACH, Hyper, canonical_mixing, keyed_normal
+from fusion.process.hierarchy import LEVELS, PRIOR, REACH, Hyper, canonical_mixing, keyed_normal, temporal_functions
 from fusion.process.landscape import Cover, soft_classes
 from fusion.process.space import Objects, Pixels, Smooth, Weights
 from tests.infer.oracle import K, T, X, Y, world
@@ -110,3 +112,13 @@ def test_landscape_finds_classes_and_edges_and_survives_no_image() -> None:
     empty = np.full((1, 24, 24), np.nan)
     assert np.isfinite(soft_classes(empty, count=4)).all()
     assert segments(empty, 6).shape == (24, 24)
+
+
+@given(st.integers(1, 60), st.dictionaries(st.sampled_from(LEVELS[1:]), st.integers(1, 40)))
+def test_pixels_have_as_many_functions_as_any_level_and_none_more_than_there_are_times(times: int, asked: dict[str, int]) -> None:
+    found = temporal_functions(times, asked)
+    assert set(found) == set(LEVELS[1:])
+    assert found["pixel"] == max(found.values()) <= times
+    for name, width in asked.items():
+        assert found[name] >= min(width, times)
+        assert name == "pixel" or found[name] == min(width, times)

@@ -1,0 +1,69 @@
+"""Many small matrices at once, against numpy in double precision; and that what is kept is what was computed."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fusion.infer.blocks import invert, invert_lower, kept, root, times
+from fusion.infer.gaussian import prepare
+from fusion.process.hierarchy import LEVELS
+from tests.infer.oracle import world
+
+
+def spd(size: int, *batch: int) -> np.ndarray:
+    """(size, size, *batch) symmetric positive definite, condition numbers of a few thousand."""
+    a = np.random.default_rng(size).normal(size=(*batch, size, size))
+    return np.moveaxis(a @ np.swapaxes(a, -1, -2) + 1e-2 * np.eye(size), (-2, -1), (0, 1))
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 25])
+def test_inverse_determinant_and_root_are_those_of_numpy(size: int) -> None:
+    matrix = spd(size, 3, 5)
+    last = np.moveaxis(matrix, (0, 1), (-2, -1))
+    inverse, log_det = invert(jnp.asarray(matrix, jnp.float32))
+    product = np.moveaxis(np.asarray(inverse, np.float64), (0, 1), (-2, -1)) @ last
+    np.testing.assert_allclose(product, np.broadcast_to(np.eye(size), product.shape), atol=0.02)
+    np.testing.assert_allclose(np.asarray(log_det), np.linalg.slogdet(last)[1], rtol=1e-3, atol=1e-2)
+    lower = np.moveaxis(np.asarray(root(jnp.asarray(matrix, jnp.float32))), (0, 1), (-2, -1))
+    np.testing.assert_allclose(lower, np.linalg.cholesky(last), rtol=1e-2, atol=1e-2)
+
+
+def test_lower_inverse_by_halves() -> None:
+    factor = np.tril(np.random.default_rng(0).normal(size=(600, 600))) / 30 + np.eye(600)
+    found = np.asarray(invert_lower(jnp.asarray(factor, jnp.float32)), np.float64)
+    np.testing.assert_allclose(found @ factor, np.eye(600), atol=1e-4)
+
+
+def test_kept_is_what_was_computed_also_side_by_side_and_for_nan() -> None:
+    rng = np.random.default_rng(1)
+    blocks, vector = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 3, 3, 4, 5), (2, 3, 4, 5)))
+    plain = np.einsum("kqryx,kryx->kqyx", blocks, vector)
+
+    def product(vector: jax.Array) -> jax.Array:
+        return kept(lambda: times(blocks, vector), vector)
+
+    np.testing.assert_allclose(jax.jit(product)(vector), plain, rtol=1e-4, atol=1e-5)
+    both = jax.jit(jax.vmap(product))(jnp.stack([vector, -2 * vector]))
+    np.testing.assert_allclose(both, np.stack([plain, -2 * plain]), rtol=1e-4, atol=1e-5)
+    spoiled = np.asarray(jax.jit(product)(vector.at[0, 0, 0, 0].set(jnp.nan)))
+    assert np.isnan(spoiled[0, :, 0, 0]).all()
+    assert np.isfinite(spoiled[1]).all()
+
+
+@pytest.mark.parametrize("kind", ["fine", "plain"])
+def test_preconditioner_inverts_the_pixels(kind: str) -> None:
+    """Where only pixels vary and looks are sharp and without common errors, M^-1 Q is the identity."""
+    w = world(kind)
+    w.simulate(1)
+    still = w.hyper.replace(
+        sd=w.hyper.sd.at[jnp.array([i for i, name in enumerate(LEVELS) if name != "pixel"])].multiply(1e-3), offset=1e-3, gain=1e-3,
+    )
+    system = prepare(w.hierarchy, tuple(s for s in w.series if not s.coarse), still, None)
+    rng = np.random.default_rng(2)
+    white = {n: jnp.zeros(s) for n, s in w.hierarchy.white_shapes.items()}
+    white["pixel"] = white["pixel"].at[0].set(jnp.asarray(rng.normal(size=white["pixel"].shape[1:]), jnp.float32))
+    back = system.preconditioner.apply(system(white))
+    np.testing.assert_allclose(back["pixel"][0], white["pixel"][0], atol=0.05)
