@@ -237,21 +237,20 @@ def _own_variance(system: System, inverse: Array) -> Array:
 @partial(jax.jit, static_argnames="samples")
 def _variance(system: System, key: Array, *, samples: int) -> Array:
     """(T, K, Y, X) of x: the pixel blocks of M in closed form + the mean square of draws of what they are given, from M^-1."""
-    hierarchy, root = system.hierarchy, system.factors.coefficient["pixel"]
+    hierarchy = system.hierarchy
     groups = -(-max(samples, 1) // GROUP)
     each = -(-max(samples, 1) // groups)
 
     def one(i: Array) -> tuple[Array, Array]:
-        scene, units = system.preconditioner.draw_given(jax.random.fold_in(key, i), len(hierarchy.days))
-        planes = jnp.einsum("kqr,kryx->kqyx", root, units) * hierarchy.liveliness
-        return jnp.einsum("kts,ks->kt", system.factors.scene, scene), planes
+        scene, planes = system.preconditioner.draw_given(jax.random.fold_in(key, i), len(hierarchy.days))
+        return jnp.einsum("kts,ks->kt", system.factors.scene, scene), planes * hierarchy.liveliness
 
     def add_group(total: Array, first: Array) -> tuple[Array, None]:
         mean, planes = jax.lax.map(one, first * each + jnp.arange(each))
 
         def row(planes: Array) -> Array:
             """(T, K, X) of (S, K, R, X): few pixels at a time, so that nothing of the size of all draws at all times is written."""
-            x = jnp.einsum("tr,skrx->tskx", hierarchy.temporal[:, : root.shape[1]], planes) + jnp.transpose(mean, (2, 0, 1))[..., None]
+            x = jnp.einsum("tr,skrx->tskx", hierarchy.temporal, planes) + jnp.transpose(mean, (2, 0, 1))[..., None]
             return (x**2).sum(1)
 
         return total + jax.lax.map(row, jnp.moveaxis(planes, 3, 0)), None

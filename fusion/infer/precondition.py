@@ -51,6 +51,8 @@ class Preconditioner:
     """(N, Y, X) of all fine looks; p_n = lam_n weight_n"""
     lam: Array
     """(N, K)"""
+    base: Array
+    """(K, R, R) lower root of a pixel's temporal covariance: what its coefficients are units of"""
     pixel: Array
     """(K, N, R) b"""
     scene: Array
@@ -156,10 +158,10 @@ class Preconditioner:
         return self._down(*self._draw_upper(jax.random.fold_in(key, 0)), pixels, steps)
 
     def draw_given(self, key: Array, steps: int) -> tuple[Array, Array]:
-        """(scene (K, T), pixels (K, R, Y, X)): the scene's coefficients from N(0, M^-1), and what is expected of each pixel, in units of its own
-        coefficients, given a draw of all levels above: their sum e and its conditional mean X_0 (e - g) - e."""
+        """(scene (K, T), planes (K, R, Y, X)): the scene's coefficients from N(0, M^-1), and all deviations that are expected given a draw of all
+        levels above the pixels: their sum e with the pixels' conditional mean X_0 (e - g) - e, in the coefficients of the temporal functions."""
         upper, apart, _ = self._upper(*self._draw_upper(key))
-        return upper["scene"][:, :steps], times(self.inverse, apart)
+        return upper["scene"][:, :steps], jnp.einsum("kqr,kryx->kqyx", self.base, times(self.inverse, apart))
 
     def _draw_upper(self, key: Array) -> tuple[Array, Array]:
         """The top (K, U) from N(0, M^-1), and objects (K, R_o, O) about what they are given the top."""
