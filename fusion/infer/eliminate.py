@@ -271,8 +271,8 @@ def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper
     top = jax.lax.map(factor, normal)  # one by one: CPUs multiply batches slowly
     object_root = jnp.moveaxis(root(jnp.moveaxis(object_inverse, (2, 3), (0, 1))), (0, 1), (2, 3))
     return Preconditioner(
-        inverse, blurred, weight, lam, base, pixel, scene, still, stills, thing, kind, place, told, crossed, object_inverse, object_root, kinds, places,
-        objects, classes, hierarchy.spaces["place"], top,
+        inverse, blurred, weight, lam, base, pixel, scene, still, stills, thing, kind, place, told, crossed, object_inverse, object_root,
+        kinds, places, objects, classes, hierarchy.spaces["place"], top,
     )
 
 
