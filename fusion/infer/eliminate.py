@@ -89,7 +89,7 @@ def transfer(looks: Looks) -> Array:
 def _unsure(design: Array, lam: Array, blurred: Sequence[Array], weight: Array) -> tuple[Array, ...]:
     """(K, R, R, Y, X) X_i - X_0 of each band: what blurred looks, of power `blurred` (N, K) for `lam`, leave open.
 
-    A filter joins a pixel to the next row and column: the best seen of the four counts, and none where the filter would wrap around.
+    A filter joins a pixel to the next row and column: the best seen of the four counts, and none where it would reach beyond the tile.
     """
     for axis in (1, 2):
         weight = jnp.maximum(weight, jnp.roll(weight, -1, axis))
@@ -196,10 +196,10 @@ def _scatter(side: _Side, info: Array, objects: Objects, classes: Weights, nodes
 
 def _floored(factors: Factors) -> Array:
     """(K, R, R) the pixels' root, never so small beside the other levels' that I - X_0 would be rounding errors in their units."""
-    root = factors.coefficient["pixel"]
+    own = factors.coefficient["pixel"]
     sizes = {name: jnp.sqrt((a**2).sum((1, 2)) / a.shape[1]) for name, a in factors.coefficient.items()}
     largest = jnp.stack(list(sizes.values())).max(0)
-    return root * jnp.maximum(1.0, LEAST * largest / sizes["pixel"])[:, None, None]
+    return own * jnp.maximum(1.0, LEAST * largest / sizes["pixel"])[:, None, None]
 
 
 def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper: Hyper, weights: Sequence[Array | None]) -> Preconditioner:
@@ -216,20 +216,20 @@ def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper
 
     def inside(name: str) -> Array:
         """(K, R, R_l) the coefficients of a level's units in units of the pixels'."""
-        root = factors.coefficient[name]
-        return solve_triangular(base, jnp.pad(root, ((0, 0), (0, width - root.shape[1]), (0, 0))), lower=True)
+        colouring = factors.coefficient[name]
+        return solve_triangular(base, jnp.pad(colouring, ((0, 0), (0, width - colouring.shape[1]), (0, 0))), lower=True)
 
-    def scene_of(i: int, tau: Array) -> Array:
+    def scene_of(i: int) -> Array:
         """(K, n, T + total) what a series sees of the scene's coefficients and of all offsets."""
-        hot = jax.nn.one_hot(starts[i] + jnp.arange(counts[i]), total)
-        return jnp.concatenate([jnp.einsum("nt,kts->kns", tau, factors.scene), jnp.sqrt(channels[i].offset)[:, None, None] * hot], axis=2)
+        offsets = jnp.sqrt(channels[i].offset)[:, None, None] * jax.nn.one_hot(starts[i] + jnp.arange(counts[i]), total)
+        return jnp.concatenate([jnp.einsum("nt,kts->kns", mean_tau(series[i]), factors.scene), offsets], axis=2)
 
     fine = [i for i, s in enumerate(series) if not s.coarse]
     if fine:
         weight = alive**2 * jnp.concatenate([jnp.maximum(series[i].footprint.adjoint(channels[i].weight), 0.0) for i in fine])
         lam = jnp.concatenate([jnp.broadcast_to(channels[i].lam, (counts[i], rank)) for i in fine])
         tau = jnp.concatenate([mean_tau(series[i]) for i in fine])
-        scene = jnp.concatenate([scene_of(i, mean_tau(series[i])) for i in fine], axis=1)
+        scene = jnp.concatenate([scene_of(i) for i in fine], axis=1)
         seen = [jnp.broadcast_to(transfer(series[i])[:, None], (2, counts[i])) for i in fine]
         faint = [lam * g[:, None] for g in jnp.concatenate(seen, axis=1)]
     else:
@@ -262,7 +262,7 @@ def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper
     normal = _assemble(jnp.swapaxes(scene, 1, 2) @ scenes @ scene, side.outer(of_scene), inner)
     for i, s in enumerate(series):
         if s.coarse:
-            normal = normal + _of_cells(s, scene_of(i, mean_tau(s)), channels[i], hierarchy, factors, hyper, alive * nodes)
+            normal = normal + _of_cells(s, scene_of(i), channels[i], hierarchy, factors, hyper, alive * nodes)
 
     def factor(schur: Array) -> Array:
         """From its lower half."""
@@ -284,8 +284,8 @@ def _of_cells(
     there = looks.footprint(jnp.concatenate([memberships, nodes]))
     there = there.reshape(there.shape[0], -1)
     kind, place = (
-        jnp.einsum("nr,krq->knq", tau @ hierarchy.temporal[:, : root.shape[1]], root)
-        for root in (factors.coefficient["class"], factors.coefficient["place"])
+        jnp.einsum("nr,krq->knq", tau @ hierarchy.temporal[:, : colouring.shape[1]], colouring)
+        for colouring in (factors.coefficient["class"], factors.coefficient["place"])
     )
     told = _coarse_info(looks, channels, hyper)
     cells = _Side(kind, place, there[: len(memberships)], there[len(memberships) :])
