@@ -173,7 +173,8 @@ def traffic(system: gaussian.System, white: Any) -> tuple[float, float]:
     work = 0.0
     for looks, noise in zip(system.series, system.noise, strict=True):
         count, bands, *seen = looks.data.shape
-        work += 2 * functions * (bands * looks.footprint.operations + rank * bands * pixels + count * bands * seen[0] * seen[1])
+        blurred = min(count, functions) if looks.tau.ndim == 2 else functions
+        work += 2 * blurred * bands * looks.footprint.operations + 2 * functions * bands * (rank * pixels + count * seen[0] * seen[1])
         work += bands * seen[0] * seen[1] * count * (2 * count if noise.cell is not None else 3)
     for name, root in system.factors.coefficient.items():
         work += 2 * root.shape[1] ** 2 * rank * hierarchy.spaces[name].size
@@ -181,7 +182,7 @@ def traffic(system: gaussian.System, white: Any) -> tuple[float, float]:
     work += 4 * functions * rank * classes * pixels + 4 * functions * rank * nodes.cols.size * shape[0]
     width, channels = m.inverse.shape[1], m.lam.shape[0]
     work += (2 + 3 * (len(m.blurred) > 0)) * rank * width**2 * pixels + 2 * rank * channels * width * pixels
-    work += 2 * (m.told.size + m.crossed.size + m.object_inverse.size + m.top.size)
+    work += 2 * (m.told.size + m.crossed.size + m.object_inverse.size + sum(panel.size for panel in m.top))
     return sum(distinct.values()) + 10 * vectors, work
 
 

@@ -6,7 +6,8 @@ over whole arrays are as fast on CPUs and much faster on GPUs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import jax
@@ -15,6 +16,8 @@ from jax import Array
 from jax.scipy.linalg import solve_triangular
 
 Planes = TypeVar("Planes")
+PANELS = 6
+"""of the inverse of a tile's top: few enough to be quick to compile, enough to leave out most zeros and to stay in cache"""
 
 
 def invert(matrix: Array) -> tuple[Array, Array]:
@@ -80,3 +83,28 @@ def invert_lower(factor: Array) -> Array:
     corner = -(last @ (factor[half:, :half] @ first))
     top = jnp.concatenate([first, jnp.zeros((half, size - half))], axis=1)
     return jnp.concatenate([top, jnp.concatenate([corner, last], axis=1)])
+
+
+def panels(lower: Array) -> tuple[Array, ...]:
+    """A lower triangular matrix (U, U) as PANELS of its rows, each (rows, columns up to its last row): the zeros beyond are left out."""
+    edges = [round(i * len(lower) / PANELS) for i in range(PANELS + 1)]
+    return tuple(lower[a:b, :b] for a, b in pairwise(edges))
+
+
+def transposed_times(rows: Sequence[Array], vector: Array) -> Array:
+    """L^T v of panels (K, ., .) of lower triangular matrices L and vectors (K, U)."""
+    total, first = jnp.zeros_like(vector), 0
+    for panel in rows:
+        last = first + panel.shape[1]
+        total = total.at[:, : panel.shape[2]].add(jnp.einsum("kvu,kv->ku", panel, vector[:, first:last]))
+        first = last
+    return total
+
+
+def squared_times(rows: Sequence[Array], vector: Array) -> Array:
+    """L^T L v, panel by panel: each is read from memory once."""
+    total = jnp.zeros_like(vector)
+    for panel in rows:
+        right = vector[:, : panel.shape[2]]
+        total = total.at[:, : panel.shape[2]].add(jnp.einsum("kvu,kv->ku", panel, jnp.einsum("kvw,kw->kv", panel, right)))
+    return total

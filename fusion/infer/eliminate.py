@@ -7,56 +7,21 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.scipy.linalg import solve_triangular
-from jax.tree_util import register_dataclass
 
-from fusion.infer.blocks import invert, invert_lower, root
+from fusion.infer.blocks import invert, invert_lower, panels, root
+from fusion.infer.channels import Channel, channel, coarse_info, mean_tau, transfer
 from fusion.infer.looks import Looks
 from fusion.infer.precondition import Preconditioner
 from fusion.process.hierarchy import Factors, Hierarchy, Hyper
 from fusion.process.space import Objects, Smooth, Weights, dense
 
-FAINT = 3e-3
-"""squared transfer below which a pattern counts as unseen"""
+RAISED = (1e-5, 1e-3, 1.0)
+"""shares of the sums of its rows and columns that are added to the top's Schur complement, in turn, where rounding has left it indefinite"""
 LEAST = 1e-2
 """least sd of the pixel level here, in units of the largest level's: float32 tells I - X_0 in their units down to that"""
-
-
-@register_dataclass
-@dataclass(frozen=True, eq=False)
-class Channel:
-    """Looks reduced to one scalar channel per component: x_k seen with precision lam_k w_n(s)."""
-
-    weight: Array
-    """(n, H, W) w, on native pixels"""
-    lam: Array
-    """(K,)"""
-    spread: Array
-    """(K,) multiplies a common per-band variance into the channel: v_k = spread_k v"""
-    offset: Array
-    """(K,) variance of an offset seen in the channel"""
-
-
-def channel(looks: Looks, hyper: Hyper, weights: Array | None) -> Channel:
-    """The scalar channels of a series (exact where M^T H^T Lambda H M is diagonal)."""
-    white = looks.precision_for(hyper, weights)
-    there = white > 0
-    band = jnp.where(there, white, 0.0).sum((0, 2, 3)) / jnp.maximum(there.sum((0, 2, 3)), 1)
-    power = (looks.colour**2).sum(1)
-    weight = jnp.einsum("nbhw,b->nhw", white, power) / jnp.maximum((band * power).sum(), 1e-20)
-    lam = (looks.colour**2).T @ band
-    share = (looks.colour * band[:, None]) ** 2 / jnp.maximum(lam, 1e-12 * lam.max() + 1e-30) ** 2
-    offset = (hyper.offset[looks.group] * looks.offset_sd) ** 2
-    return Channel(weight, lam, share.sum(0), jnp.minimum(share.T @ offset, 10.0))
-
-
-def mean_tau(looks: Looks) -> Array:
-    """(n, T): one time weighting per look (the mean over its pixels where each has its own day)."""
-    if looks.tau.ndim == 2:
-        return looks.tau
-    total = looks.tau.sum((1, 2))
-    return total / jnp.maximum(total.sum(-1, keepdims=True), 1e-6)
 
 
 def pixel_inverse(design: Array, lam: Array, weight: Array) -> Array:
@@ -69,21 +34,6 @@ def pixel_inverse(design: Array, lam: Array, weight: Array) -> Array:
 
     blocks = jax.lax.map(row, jnp.moveaxis(weight, 1, 0))
     return jnp.transpose(blocks, (3, 1, 2, 0, 4))
-
-
-def transfer(looks: Looks) -> Array:
-    """(2,) mean squared transfer of a blur in the bands high along one axis and along both: harmonic, since variances go by 1 / g^2.
-
-    |G|^2 is the Fourier transform of W^T W of a point in the tile's middle.
-    """
-    height, width = looks.footprint.grid_shape
-    point = jnp.zeros((1, height, width)).at[0, height // 2, width // 2].set(1.0)
-    power = jnp.abs(jnp.fft.fft2(looks.footprint.adjoint(looks.footprint(point))[0]))
-    power = jnp.minimum(power / jnp.maximum(power[0, 0], 1e-6), 1.0) + FAINT
-    high = [jnp.sin(jnp.pi * jnp.arange(n) / n) ** 2 for n in (height, width)]
-    edge = high[0][:, None] * (1 - high[1]) + (1 - high[0][:, None]) * high[1]
-    corner = high[0][:, None] * high[1]
-    return jnp.stack([jnp.minimum(w.sum() / (w / power).sum(), 1.0) for w in (edge, corner)])
 
 
 def _unsure(design: Array, lam: Array, blurred: Sequence[Array], weight: Array) -> tuple[Array, ...]:
@@ -134,8 +84,11 @@ class _Side:
         """(K, P, R_p, R_p) -> (K, R_p G, R_p G): one matrix product over the places."""
         rank, _, width, _ = gg.shape
         nodes = self.places.shape[0]
-        both = (self.places[:, None] * self.places[None]).reshape(-1, self.places.shape[1])
-        out = (both @ jnp.moveaxis(gg, 1, 0).reshape(both.shape[1], -1)).reshape(nodes, nodes, rank, width, width)
+        first, second = np.triu_indices(nodes)  # a pair of nodes is the same either way round
+        pair = np.zeros((nodes, nodes), np.int32)
+        pair[first, second] = pair[second, first] = np.arange(first.size)
+        out = (self.places[first] * self.places[second]) @ jnp.moveaxis(gg, 1, 0).reshape(gg.shape[1], -1)
+        out = out[pair].reshape(nodes, nodes, rank, width, width)
         return jnp.transpose(out, (2, 3, 0, 4, 1)).reshape(rank, width * nodes, width * nodes)
 
 
@@ -162,8 +115,7 @@ def _with_scene(design: Array, lam: Array, weight: Array, inverse: Array, still:
     def component(given: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         b, power, block = given
         solved = jnp.einsum("nr,rqyx->nqyx", b, block) * (power[:, None, None] * weight)[:, None]
-        pulled = jnp.einsum("myx,nqyx->mnq", still**2 * weight, solved)
-        return objects.gather(solved), jnp.einsum("m,mq,mnq->nm", power, b, pulled)
+        return objects.gather(solved), jnp.einsum("m,mq,nqm->nm", power, b, Weights(still**2 * weight).gather(solved))
 
     crossed, lost = jax.lax.map(component, (design, lam.T, inverse))
     alone = lam.T * (still**2 * weight).sum((1, 2))
@@ -202,17 +154,49 @@ def _floored(factors: Factors) -> Array:
     return own * jnp.maximum(1.0, LEAST * largest / sizes["pixel"])[:, None, None]
 
 
-def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper: Hyper, weights: Sequence[Array | None]) -> Preconditioner:
-    """The preconditioner of a tile for one theta."""
-    channels = [channel(s, hyper, w) for s, w in zip(series, weights, strict=True)]
+def _parts(hierarchy: Hierarchy, factors: Factors, base: Array, scene: Array, pixel: Array) -> tuple[Array, Array]:
+    """The scene's coefficients and offsets (T + offsets) as pixels' own coefficients (K, R, .), and what is left of them in each look (K, N, .).
+
+    What looks say of the former is sum (I - X_0), as of all that pixels could do themselves; written look by look it is a difference of
+    large numbers, p - p b^T X_0 b p, that float32 does not know.
+    """
+    inside = hierarchy.temporal[:, : base.shape[1]].T @ factors.scene
+    shown = solve_triangular(base, inside, lower=True)
+    shown = jnp.pad(shown, ((0, 0), (0, 0), (0, scene.shape[2] - shown.shape[2])))
+    return shown, scene - pixel @ shown
+
+
+def _factor(schur: Array) -> tuple[Array, ...]:
+    """Panels of the inverse of the lower Cholesky factor of I + schur, of which only the lower half is looked at.
+
+    Where rounding errors exceed I, the diagonal is raised by as little of the sums of rows and columns as makes the matrix positive, which
+    the last share must: the preconditioner only loses a few iterations.
+    """
+    schur = schur + 1.0001 * jnp.eye(len(schur))
+
+    def lower(share: float) -> Array:
+        raised = schur + share * jnp.diag(jnp.abs(schur).sum(0) + jnp.abs(schur).sum(1)) if share else schur
+        return jax.lax.linalg.cholesky(raised, symmetrize_input=False)
+
+    found = lower(0.0)
+    for share in RAISED:
+        found = jax.lax.cond(jnp.isfinite(found).all(), lambda found: found, lambda _, share=share: lower(share), found)
+    return panels(invert_lower(found))
+
+
+def build(
+    hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper: Hyper, weights: Sequence[Array | None], told_of: Sequence[bool]
+) -> Preconditioner:
+    """The preconditioner of a tile for one theta.  told_of: the series that pixels are told of (`told_to_pixels`)."""
+    base = _floored(factors)
+    width = base.shape[1]
+    channels = [channel(s, hyper, w, lasting=not told) for s, w, told in zip(series, weights, told_of, strict=True)]
     counts = [int(s.days.shape[0]) for s in series]
     steps, rank, *shape = hierarchy.shape
     starts = [sum(counts[:i]) for i in range(len(counts))]
     total = max(sum(counts), 1)
     objects, classes, alive = hierarchy.spaces["object"], hierarchy.spaces["class"], hierarchy.liveliness
     nodes = dense(hierarchy.spaces["place"], (shape[0], shape[1]))
-    base = _floored(factors)
-    width = base.shape[1]
 
     def inside(name: str) -> Array:
         """(K, R, R_l) the coefficients of a level's units in units of the pixels'."""
@@ -224,7 +208,7 @@ def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper
         offsets = jnp.sqrt(channels[i].offset)[:, None, None] * jax.nn.one_hot(starts[i] + jnp.arange(counts[i]), total)
         return jnp.concatenate([jnp.einsum("nt,kts->kns", mean_tau(series[i]), factors.scene), offsets], axis=2)
 
-    fine = [i for i, s in enumerate(series) if not s.coarse]
+    fine = [i for i, told in enumerate(told_of) if told]
     if fine:
         weight = alive**2 * jnp.concatenate([jnp.maximum(series[i].footprint.adjoint(channels[i].weight), 0.0) for i in fine])
         lam = jnp.concatenate([jnp.broadcast_to(channels[i].lam, (counts[i], rank)) for i in fine])
@@ -244,34 +228,35 @@ def build(hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper
     still = 1.0 / alive
     stills, kinds, places = mean_of(still), mean_of(classes.weight), mean_of(nodes)
     told = jnp.moveaxis(objects.gather(jnp.eye(width)[:, :, None, None] - inverse), 3, 1)
-    crossed, scenes = _with_scene(pixel, lam, weight, inverse, objects.spread(stills), objects)
+    crossed, apart_looks = _with_scene(pixel, lam, weight, inverse, objects.spread(stills), objects)
+    shown, left = _parts(hierarchy, factors, base, scene, pixel)
+    by_scene = told @ shown[:, None] + crossed @ left[:, None]  # (K, O, R, T + offsets)
 
     gain = told @ thing[:, None]
     block = jnp.eye(thing.shape[2]) + jnp.swapaxes(thing, 1, 2)[:, None] @ gain
     object_inverse = jnp.moveaxis(invert(jnp.moveaxis(block, (2, 3), (0, 1)))[0], (0, 1), (2, 3))
     object_inverse = 0.5 * (object_inverse + jnp.swapaxes(object_inverse, 2, 3))
-    pulled, seen_by = gain @ object_inverse, jnp.swapaxes(thing, 1, 2)[:, None] @ crossed
-    above, aside = told - pulled @ jnp.swapaxes(gain, 2, 3), crossed - pulled @ seen_by
+    pulled, seen_by = gain @ object_inverse, jnp.swapaxes(thing, 1, 2)[:, None] @ by_scene
+    above, aside = told - pulled @ jnp.swapaxes(gain, 2, 3), by_scene - pulled @ seen_by
+    both = jnp.einsum("o,koqn->kqn", stills**2, crossed) @ left
+    scenes = jnp.swapaxes(shown, 1, 2) @ (jnp.einsum("o,koqr->kqr", stills**2, told) @ shown + both) + jnp.swapaxes(both, 1, 2) @ shown
+    scenes = scenes + jnp.swapaxes(left, 1, 2) @ apart_looks @ left
     scenes = scenes - jnp.einsum("koqn,koqm,o->knm", seen_by, object_inverse @ seen_by, stills**2, optimize=True)
 
     side = _Side(kind, place, kinds, places)
     apart = _scatter(side, told / jnp.maximum(size, 1.0)[:, None, None], objects, classes, hierarchy.spaces["place"], nodes)
     together = side.inner(above, above - told)  # `apart` has the places' whole squares, not those about the object's mean alone
-    of_scene = jnp.einsum("korn,knt->kort", aside * stills[:, None, None], scene)
     inner = [a + b for a, b in zip(apart, together, strict=True)]
-    normal = _assemble(jnp.swapaxes(scene, 1, 2) @ scenes @ scene, side.outer(of_scene), inner)
+    normal = _assemble(scenes, side.outer(aside * stills[:, None, None]), inner)
     for i, s in enumerate(series):
-        if s.coarse:
+        if not told_of[i]:
             normal = normal + _of_cells(s, scene_of(i), channels[i], hierarchy, factors, hyper, alive * nodes)
 
-    def factor(schur: Array) -> Array:
-        """From its lower half."""
-        return invert_lower(jax.lax.linalg.cholesky(schur + 1.0001 * jnp.eye(len(schur)), symmetrize_input=False))
-
-    top = jax.lax.map(factor, normal)  # one by one: CPUs multiply batches slowly
+    tops = zip(*(_factor(normal[k]) for k in range(rank)), strict=True)  # one by one, not in a loop: its passes would run on one core
+    top = tuple(jnp.stack(parts) for parts in tops)
     object_root = jnp.moveaxis(root(jnp.moveaxis(object_inverse, (2, 3), (0, 1))), (0, 1), (2, 3))
     return Preconditioner(
-        inverse, blurred, weight, lam, base, pixel, scene, still, stills, thing, kind, place, told, crossed, object_inverse, object_root,
+        inverse, blurred, weight, lam, base, pixel, scene, still * weight, stills, thing, kind, place, told, crossed, object_inverse, object_root,
         kinds, places, objects, classes, hierarchy.spaces["place"], top,
     )
 
@@ -287,20 +272,7 @@ def _of_cells(
         jnp.einsum("nr,krq->knq", tau @ hierarchy.temporal[:, : colouring.shape[1]], colouring)
         for colouring in (factors.coefficient["class"], factors.coefficient["place"])
     )
-    told = _coarse_info(looks, channels, hyper)
+    told = coarse_info(looks, channels, hyper)
     cells = _Side(kind, place, there[: len(memberships)], there[len(memberships) :])
     of_scene = jnp.einsum("kpnm,kmt->kpnt", told, scene)
     return _assemble(jnp.einsum("knt,kpnu->ktu", scene, of_scene), cells.outer(of_scene), cells.inner(told))
-
-
-def _coarse_info(looks: Looks, channels: Channel, hyper: Hyper) -> Array:
-    """(K, P, n, n) precision of a coarse cell's looks in each component's channel, the discrepancy marginalised."""
-    cells = channels.weight.reshape(channels.weight.shape[0], -1).T
-    amplitude = jnp.sqrt(channels.lam[:, None, None] * cells[None])
-    if not looks.correlated:
-        return jax.vmap(jax.vmap(jnp.diag))(amplitude**2)
-    covariance = jnp.minimum(channels.spread, 1e6)[:, None, None] * looks.discrepancy_covariance(hyper)
-    first = jnp.moveaxis(amplitude, 2, 0)
-    uneven = looks.uneven.reshape(-1) ** 2
-    inner = jnp.eye(len(first))[:, :, None, None] + first[:, None] * jnp.moveaxis(covariance, 0, 2)[..., None] * uneven * first[None]
-    return jnp.transpose(first[:, None] * invert(inner)[0] * first[None], (2, 3, 0, 1))

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
-from fusion.infer.blocks import invert, times
-from fusion.infer.eliminate import build, mean_tau
+from fusion.infer.blocks import invert, kept, times
+from fusion.infer.channels import mean_tau, told_to_pixels
+from fusion.infer.eliminate import build
 from fusion.infer.looks import Looks, Noise
 from fusion.infer.precondition import Preconditioner, White
 from fusion.process.hierarchy import Factors, Hierarchy, Hyper, keyed_normal
@@ -49,12 +50,15 @@ class System:
     preconditioner: Preconditioner
 
     @classmethod
-    def of(cls, hierarchy: Hierarchy, series: tuple[Looks, ...], hyper: Hyper, weights: Weights | None = None) -> System:
-        """weights: robust factors (n, B, H, W) on the white precision of each series, None = 1."""
+    def of(
+        cls, hierarchy: Hierarchy, series: tuple[Looks, ...], hyper: Hyper, weights: Weights | None = None, told: tuple[bool, ...] | None = None
+    ) -> System:
+        """weights: robust factors (n, B, H, W) on the white precision of each series, None = 1. told: see `told_to_pixels`, the default."""
         weights = weights or (None,) * len(series)
         factors = hierarchy.factors(hyper)
         noise = tuple(s.noise(hyper, w) for s, w in zip(series, weights, strict=True))
-        return cls(hierarchy, series, hyper, weights, factors, noise, build(hierarchy, factors, series, hyper, weights))
+        told = told or told_to_pixels(series, hierarchy.temporal.shape[1])
+        return cls(hierarchy, series, hyper, weights, factors, noise, build(hierarchy, factors, series, hyper, weights, told))
 
     def predict(self, white: White) -> tuple[Array, ...]:
         """A xi: what each series sees, (n, B, H, W)."""
@@ -63,13 +67,13 @@ class System:
 
     def explain(self, values: Sequence[Array]) -> White:
         """A^T N^-1 values."""
-        _, rank, *shape = self.hierarchy.shape
-        mean = jnp.zeros((rank, self.hierarchy.days.shape[0]))
-        planes = jnp.zeros((rank, self.hierarchy.temporal.shape[1], *shape))
-        for s, noise, v in zip(self.series, self.noise, values, strict=True):
-            m, c = s.adjoint(noise.apply(v), self.hierarchy.temporal)
-            mean, planes = mean + m, planes + c
-        return self.hierarchy.transpose(mean, planes, self.factors)
+        hierarchy = self.hierarchy
+        each = [s.adjoint(n.apply(v), hierarchy.temporal) for s, n, v in zip(self.series, self.noise, values, strict=True)]
+        if not each:
+            return {name: jnp.zeros(shape) for name, shape in hierarchy.white_shapes.items()}
+        mean = jnp.stack([m for m, _ in each]).sum(0)
+        planes = kept(lambda: sum((c * hierarchy.liveliness for _, c in each), start=jnp.zeros(())), each[0][1])
+        return hierarchy.gather(mean, planes, self.factors)
 
     def __call__(self, white: White) -> White:
         """Q xi."""
@@ -186,13 +190,17 @@ def posterior(
     found = _solve_all(system, key, tolerance, limit, pairs=pairs, batch=batch)
     white, deviations = jax.tree.map(lambda a: a[0], found.white), jax.tree.map(lambda a: a[1 : 1 + pairs], found.white)
     again = jax.random.fold_in(key, 2**20)
+    fine = tuple(not s.coarse for s in series)
+    if told_to_pixels(series, hierarchy.temporal.shape[1]) != fine:  # taking a coarse look for a fine one helps to solve, but is too sure
+        del system  # both would need twice the memory
+        system = prepare(hierarchy, series, hyper, weights, told=fine)
     mean, chi = _summary(system, white, again)
     canonical = _variance(system, again, samples=samples)
     square = _variance_exact(system, deviations) if exact else jnp.einsum("jk,tkyx->tjyx", hierarchy.mixing**2, canonical)
     return Field(mean, jnp.sqrt(square), canonical, white, deviations, found.iterations.max(), found.error.max(), chi)
 
 
-prepare = jax.jit(System.of)
+prepare = jax.jit(System.of, static_argnames="told")
 
 
 @partial(jax.jit, static_argnames=("pairs", "batch"))

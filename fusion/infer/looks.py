@@ -125,21 +125,29 @@ class Looks:
 
     def forward(self, mean: Array, planes: Array, temporal: Array) -> Array:
         """(n, B, H, W) what the sensor sees of a field.  mean: m (K, T). planes: c (K, R, Y, X). temporal: Psi (T, R)."""
-        seen = self.footprint(jnp.einsum("bk,kryx->bryx", self.colour, planes))
-        scene = self.colour @ mean
+        phi, scene = self.phi(temporal), self.colour @ mean
+        seen = jnp.einsum("bk,kryx->bryx", self.colour, planes)
+        if self._few(temporal):
+            now = sum(phi[:, r, None, None, None] * seen[:, r] for r in range(phi.shape[1]))
+            return self.footprint(now) + (self.tau @ scene.T)[:, :, None, None]
+        seen = self.footprint(seen)
         if self.tau.ndim == 2:
-            return jnp.einsum("nr,brhw->nbhw", self.phi(temporal), seen) + (self.tau @ scene.T)[:, :, None, None]
-        return jnp.einsum("nhwr,brhw->nbhw", self.phi(temporal), seen) + jnp.einsum("nhwt,bt->nbhw", self.tau, scene)
+            return jnp.einsum("nr,brhw->nbhw", phi, seen) + (self.tau @ scene.T)[:, :, None, None]
+        return jnp.einsum("nhwr,brhw->nbhw", phi, seen) + jnp.einsum("nhwt,bt->nbhw", self.tau, scene)
 
     def adjoint(self, v: Array, temporal: Array) -> tuple[Array, Array]:
         """The transpose of `forward`: (n, B, H, W) -> ((K, T), (K, R, Y, X))."""
-        if self.tau.ndim == 2:
-            scene = jnp.einsum("nb,nt->bt", v.sum((2, 3)), self.tau)
-            seen = jnp.einsum("nr,nbhw->brhw", self.phi(temporal), v)
-        else:
-            scene = jnp.einsum("nbhw,nhwt->bt", v, self.tau)
-            seen = jnp.einsum("nhwr,nbhw->brhw", self.phi(temporal), v)
-        return self.colour.T @ scene, jnp.einsum("bk,bryx->kryx", self.colour, self.footprint.adjoint(seen))
+        phi = self.phi(temporal)
+        same_day = self.tau.ndim == 2
+        scene = self.colour.T @ (jnp.einsum("nb,nt->bt", v.sum((2, 3)), self.tau) if same_day else jnp.einsum("nbhw,nhwt->bt", v, self.tau))
+        if self._few(temporal):
+            return scene, jnp.einsum("nr,nkyx->kryx", phi, jnp.einsum("bk,nbyx->nkyx", self.colour, self.footprint.adjoint(v)))
+        seen = jnp.einsum("nr,nbhw->brhw" if same_day else "nhwr,nbhw->brhw", phi, v)
+        return scene, jnp.einsum("bk,bryx->kryx", self.colour, self.footprint.adjoint(seen))
+
+    def _few(self, temporal: Array) -> bool:
+        """Whether there are fewer looks than temporal functions: what each look sees is then cheaper to blur than the functions are."""
+        return self.tau.ndim == 2 and len(self.tau) < temporal.shape[1]
 
     def precision_for(self, hyper: Hyper, weights: Array | None = None) -> Array:
         """(n, B, H, W) precision of the white part: 1 / (noise^2 sigma^2 + residual), times robust weights."""

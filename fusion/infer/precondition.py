@@ -12,7 +12,8 @@ and places add to the ground is e in those same coefficients (the levels share t
 pixel leaves them the information J - J X_0 J = I - X_0, and no sum over looks is needed: as J X_0 = I - X_0, a right-hand side r hands on r - X_0 r
 and takes back X_0 (e - g) - e. Only the scene and the offsets, g = sum_n p_n b_n m_n, have a value m_n of their own for each look.
 
-Coarse looks enter the top only, with their discrepancy and offsets marginalised. As M = U^T D U with positive blocks D, M is
+Coarse looks enter the top only, with their discrepancy and offsets marginalised, but for those that pixels hang on (`told_to_pixels`): they are taken
+for blurred fine ones. As M = U^T D U with positive blocks D, M is
 positive definite whatever is approximated.
 
 A blurred look hardly sees the finest pattern of the pixels, so the pixels' inverse X_0 is far too sure there. With high-pass filters Phi_i,
@@ -32,7 +33,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
-from fusion.infer.blocks import kept, times
+from fusion.infer.blocks import kept, squared_times, times, transposed_times
 from fusion.process.space import Objects, Smooth, Weights
 
 White = dict[str, Array]
@@ -57,10 +58,10 @@ class Preconditioner:
     """(K, N, R) b"""
     scene: Array
     """(K, N, T + offsets) what each look sees of the scene's coefficients and its own offset"""
-    still: Array
-    """(Y, X) 1 / liveliness: the scene, and offsets, in units of a pixel's deviations"""
+    shown: Array
+    """(N, Y, X) weight / liveliness: the scene, and offsets, come in units of a pixel's deviations"""
     stills: Array
-    """(O,) its mean over each object"""
+    """(O,) mean of 1 / liveliness over each object"""
     object: Array
     """(K, R, R_o) a unit's coefficients in units of the pixels': e = object u"""
     kind: Array
@@ -82,18 +83,17 @@ class Preconditioner:
     objects: Objects
     classes: Weights
     nodes: Smooth
-    top: Array
-    """(K, U, U) inverse of the lower Cholesky factor of the top's Schur complement"""
+    top: tuple[Array, ...]
+    """(K, ., .) panels of rows of the inverse of the lower Cholesky factor of the top's Schur complement"""
 
-    def _finest(self, right: Array) -> Array:
-        """sum_i Phi_i^T (X_i - X_0) Phi_i of the pixels' right-hand side (K, R, Y, X)."""
+    def _with_finest(self, pixels: Array, right: Array) -> Array:
+        """(K, R, Y X) pixels + sum_i Phi_i^T (X_i - X_0) Phi_i of their right-hand side (K, R, Y, X)."""
         if not self.blurred:
-            return jnp.zeros_like(right)
-
+            return pixels
         edge, corner = self.blurred
         down, both, along = kept(lambda: _bands(right), (right,) * 3)
         products = kept(lambda: (times(edge, down), times(corner, both), times(edge, along)), (right,) * 3)
-        return _bands_back(*products) / 16
+        return kept(lambda: pixels + (_bands_back(*products) / 16).reshape(pixels.shape), pixels)
 
     @property
     def variance(self) -> Array:
@@ -118,7 +118,7 @@ class Preconditioner:
         told = told + jnp.einsum("korn,kn->kro", self.crossed, mean) * self.stills
         objects = objects - jnp.einsum("koqr,kro->kqo", self.object_inverse, jnp.swapaxes(self.object, 1, 2) @ told)
         field = self.classes.spread(kinds) + self.objects.spread(self.object @ objects) + self.nodes.spread(places)
-        seen = jnp.einsum("krn,nyx->kryx", jnp.einsum("knr,kn->krn", self.pixel, mean * self.lam.T), self.still * self.weight)
+        seen = jnp.einsum("krn,nyx->kryx", jnp.einsum("knr,kn->krn", self.pixel, mean * self.lam.T), self.shown)
         apart, field = kept(lambda: (field - seen, field), (seen, seen))
         return {"scene": scene, "class": kind, "object": objects, "place": place}, apart, field
 
@@ -139,15 +139,14 @@ class Preconditioner:
         units = self.object @ objects
         pulled = jnp.einsum("koqr,kro->kqo", self.told, units)
         steps = r["scene"].shape[1]
-        total = self.lam.T * jnp.einsum("knr,krn->kn", self.pixel, jnp.einsum("kryx,nyx->krn", pixels, self.still * self.weight))
+        total = self.lam.T * jnp.einsum("knr,krn->kn", self.pixel, Weights(self.shown).gather(pixels))
         total = total + jnp.einsum("korn,kro->kn", self.crossed, units * self.stills)
         scene = jnp.pad(r["scene"], ((0, 0), (0, self.scene.shape[2] - steps))) - jnp.einsum("knt,kn->kt", self.scene, total)
         kind = r["class"] - jnp.swapaxes(self.kind, 1, 2) @ (self.classes.gather(handed) + pulled @ self.kinds.T)
         place = r["place"] - jnp.swapaxes(self.place, 1, 2) @ (self.nodes.gather(handed) + pulled @ self.places.T)
         right = jnp.concatenate([scene, kind.reshape(rank, -1), place.reshape(rank, -1)], axis=1)
-        top = jnp.einsum("kvu,kv->ku", self.top, jnp.einsum("kvw,kw->kv", self.top, right))
-        white = self._down(top, objects, pixels, steps)
-        return {**white, "pixel": white["pixel"] + self._finest(own).reshape(white["pixel"].shape)}
+        white = self._down(squared_times(self.top, right), objects, pixels, steps)
+        return {**white, "pixel": self._with_finest(white["pixel"], own)}
 
     def draw(self, key: Array, steps: int) -> White:
         """A draw from N(0, M^-1) of every level."""
@@ -166,8 +165,9 @@ class Preconditioner:
     def _draw_upper(self, key: Array) -> tuple[Array, Array]:
         """The top (K, U) from N(0, M^-1), and objects (K, R_o, O) about what they are given the top."""
         first, second = jax.random.split(key)
-        top = jnp.einsum("kvu,kv->ku", self.top, jax.random.normal(first, self.top.shape[:2]))
-        white = jax.random.normal(second, (len(self.top), self.object_root.shape[2], self.object_root.shape[1]))
+        rank, width = len(self.base), self.top[-1].shape[2]
+        top = transposed_times(self.top, jax.random.normal(first, (rank, width)))
+        white = jax.random.normal(second, (rank, self.object_root.shape[2], self.object_root.shape[1]))
         return top, jnp.einsum("koqr,kro->kqo", self.object_root, white)
 
 

@@ -40,7 +40,7 @@ PRIOR: dict[str, tuple[Any, Any]] = {
     "sd": ((1.0, 0.7, 0.55, 0.35, 0.5), 0.8),  # of the spectral library's own sd: levels sum to about twice its variance
     "shares": (((0.5, 0.3, 1.0, 0.01), (0.25, 0.5, 0.6, 0.01), (0.5, 0.3, 0.5, 0.01), (0.25, 0.2, 1.0, 0.01), (1.0, 0.3, 0.5, 0.01)), 0.7),
     "length": ((20.0, 20.0, 27.0, 20.0, 40.0), 0.4),  # days: phenology turns in weeks (Zhang et al. 2003), single pixels slower
-    "learned": ((0.1, 0.1, 0.05, 0.1, 0.05), 0.7),  # odds of the empirical temporal covariance against the anchor
+    "learned": ((0.1, 0.01, 0.05, 0.1, 0.2), 0.7),  # odds of the empirical temporal covariance against the anchor
     "noise": (1.0, 0.3),  # factor on the sensor's stated white noise
     "offset": (1.0, 0.6),  # factor on its stated acquisition effect
     "gain": (1.0, 0.5),  # factor on its stated gain error
@@ -217,8 +217,11 @@ class Hierarchy:
 
     def transpose(self, mean: Array, planes: Array, factors: Factors) -> dict[str, Array]:
         """The transpose of `coefficients`: (K, T), (K, R, Y, X) -> white coefficients."""
+        return self.gather(mean, planes * self.liveliness, factors)
+
+    def gather(self, mean: Array, planes: Array, factors: Factors) -> dict[str, Array]:
+        """`transpose` of planes that are times the liveliness already."""
         out = {"scene": jnp.einsum("kts,kt->ks", factors.scene, mean)}
-        planes = planes * self.liveliness
         for name, width in self.ranks:
             out[name] = jnp.einsum("kqr,kqm->krm", factors.coefficient[name], self.spaces[name].gather(planes[:, :width]))
         return out
