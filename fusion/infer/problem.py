@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fusion.cube.cube import Cube
 from fusion.infer import looks
 from fusion.infer.empirical import Learned, calibrated
+from fusion.infer.gains import regained
 from fusion.infer.grain import grain
 from fusion.infer.images import images, parted
 from fusion.infer.landscape import Landscape, learn, surveyed
@@ -72,7 +73,7 @@ def pose(
     """
     learned: tuple[Learned, ...] = ()
     if calibrate:
-        observations, learned = calibrated(observations, cube, None if landscape is None else landscape.learned)
+        observations, learned = calibrated(regained(observations, cube), cube, None if landscape is None else landscape.learned)
     useful, fine, _ = parted(observations)
     keys, stack = images(fine, cube)
     if landscape is None:

@@ -1,4 +1,4 @@
-"""The preconditioner where it is hard pressed: coarse looks alone, a few precise pixels among coarse ones, and a top that rounding made indefinite."""
+"""The preconditioner where it is hard pressed: coarse looks alone, a few precise pixels among coarse ones, a top that rounding made indefinite."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_coarse_looks_that_pixels_hang_on_do_not_slow_the_solver(cell: int, patc
 
 
 def test_coarse_looks_are_left_to_the_top_where_fine_ones_say_enough() -> None:
-    hierarchy, series, _ = scene(16, 48)
+    series = scene(16, 48)[1]
     assert told_to_pixels(series, 1) == tuple(not s.coarse for s in series)
 
 
