@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from fusion.cube.cube import Cube
 from fusion.infer.discrepancy import errors, lasting_offset, rotation, share_of_variety, uneven
-from fusion.infer.images import moved
+from fusion.infer.images import clear_image, moved
+from fusion.infer.sight import regression
 from fusion.observe.footprint import footprint
 from fusion.observe.layer import Layer
 from fusion.observe.observation import Observation
@@ -202,15 +203,10 @@ def _pictures(coarse: Sequence[Observation], ground: _Ground, cube: Cube) -> _Pa
 
 def _backwards(fine: Observation, coarse: Observation, cube: Cube) -> tuple[Array, Array]:
     """((B, Y, X) a fine look in the coarse sensor's bands, (Y, X) 1 where clear)."""
-    seen = np.asarray(fine.precision > 0).all(axis=0)
-    foot, colour = fine.layer.footprint, np.asarray(fine.layer.colour, np.float64)
-    mass = np.asarray(foot.adjoint(jnp.asarray(seen, jnp.float32)))
-    back = np.asarray(foot.adjoint(jnp.asarray(np.where(seen, fine.data, 0.0), jnp.float32)), np.float64) / np.maximum(mass, 1e-6)
+    back, clear = clear_image(fine)
     noise = np.median(1.0 / fine.precision[fine.precision > 0]) + np.asarray(fine.residual_var, np.float64)
-    gain = cube.basis.prior @ colour.T @ np.linalg.inv(colour @ cube.basis.prior @ colour.T + np.diag(noise))
-    planes = np.einsum("bc,cyx->byx", np.asarray(coarse.layer.colour, np.float64) @ gain, back)
-    clear = mass > 0.5 * max(float(mass.max()), 1e-6)
-    return np.where(clear, planes, 0.0), clear.astype(float)
+    gain = regression(cube.basis.prior, np.asarray(fine.layer.colour, np.float64), noise)
+    return np.einsum("bc,cyx->byx", np.asarray(coarse.layer.colour, np.float64) @ gain, back), clear.astype(float)
 
 
 def _filled(stack: Array, there: Array) -> Array:

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.cube.cube import Cube
+from fusion.infer.images import clear_image
+from fusion.infer.sight import regression
 from fusion.observe.observation import Observation
 
 SAME_DAYS = 1.0
@@ -72,17 +74,13 @@ def _ratio(fine: Observation, coarse: Observation, cube: Cube) -> _Ratio:
     if not clear.any():
         return nothing
     white = 1.0 / np.median(coarse.precision[:, clear], axis=1) + np.asarray(coarse.residual_var, np.float64)
-    gain = prior @ far.T @ np.linalg.inv(far @ prior @ far.T + np.diag(white))
+    gain = regression(prior, far, white)
     level = np.asarray(fine.layer.mean, np.float64)
     unsure = np.einsum("bk,kj,bj->b", own, prior - gain @ far @ prior, own) + np.asarray(fine.residual_var, np.float64)
 
-    seen = (fine.precision > 0).all(0)
-    foot, through = fine.layer.footprint, coarse.layer.footprint
-    mass = np.asarray(foot.adjoint(jnp.asarray(seen, jnp.float32)), np.float64)
-    back = np.asarray(foot.adjoint(jnp.asarray(np.where(seen, fine.data, 0.0), jnp.float32)), np.float64)
-    there = mass > 0.5 * max(float(mass.max()), 1e-6)
-    planes = np.concatenate([np.where(there, back / np.maximum(mass, 1e-6), 0.0), there[None]])
-    *cells, share = np.asarray(through(jnp.asarray(planes, jnp.float32)), np.float64)
+    through = coarse.layer.footprint
+    image, there = clear_image(fine)
+    *cells, share = np.asarray(through(jnp.asarray(np.concatenate([image, there[None]]), jnp.float32)), np.float64)
     use = clear & (share > 0.99) & (np.asarray(through.seen) > 0.9)
     count = int(use.sum())
     if count < CELLS:

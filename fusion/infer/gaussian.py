@@ -186,12 +186,13 @@ def posterior(
     batch: right-hand sides that are solved together, default BATCH, on CPUs 1.
     """
     batch = batch or (1 if jax.default_backend() == "cpu" else BATCH)
-    system = prepare(hierarchy, series, hyper, weights)
+    told = told_to_pixels(series, hierarchy.temporal.shape[1])
+    system = prepare(hierarchy, series, hyper, weights, told=told)
     found = _solve_all(system, key, tolerance, limit, pairs=pairs, batch=batch)
     white, deviations = jax.tree.map(lambda a: a[0], found.white), jax.tree.map(lambda a: a[1 : 1 + pairs], found.white)
     again = jax.random.fold_in(key, 2**20)
     fine = tuple(not s.coarse for s in series)
-    if told_to_pixels(series, hierarchy.temporal.shape[1]) != fine:  # taking a coarse look for a fine one helps to solve, but is too sure
+    if told != fine:  # taking a coarse look for a fine one helps to solve, but is too sure
         del system  # both would need twice the memory
         system = prepare(hierarchy, series, hyper, weights, told=fine)
     mean, chi = _summary(system, white, again)

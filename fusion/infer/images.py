@@ -51,6 +51,15 @@ def _on_grid(values: NDArray[Any], there: NDArray[np.bool_], footprint: Any) -> 
         return np.asarray(np.where(weight > 0.3 * max(float(weight.max()), 1e-6), total / weight, np.nan), np.float32)
 
 
+def clear_image(look: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """((B, Y, X) a fine look's pixels with all bands on the latent grid, 0 elsewhere, (Y, X) where they are)."""
+    seen, foot = np.asarray(look.precision > 0).all(axis=0), look.layer.footprint
+    mass = np.asarray(foot.adjoint(jnp.asarray(seen, jnp.float32)))
+    back = np.asarray(foot.adjoint(jnp.asarray(np.where(seen, look.data, 0.0), jnp.float32)), np.float64) / np.maximum(mass, 1e-6)
+    clear = mass > 0.5 * max(float(mass.max()), 1e-6)
+    return np.where(clear, back, 0.0), clear
+
+
 def changes(looks: Sequence[Any]) -> NDArray[np.float32] | None:
     """(B, Y, X) variance over time of one sensor's looks, each without its mean over the tile; NaN = seen less than twice, None if all are.
 

@@ -68,6 +68,11 @@ def sharpness(obs: Any) -> Array:
     return np.array([1 / np.sqrt(max(float(np.median(n[s])), 1e-8)) if s.any() else 0.0 for n, s in zip(noise, seen, strict=True)])
 
 
+def regression(prior: Array, colour: Array, noise: NDArray[np.floating]) -> Array:
+    """(K, B) from a look's bands to the mean of z: prior H^T (H prior H^T + diag(noise))^-1.  colour: H (B, K). noise: (B,) variance."""
+    return np.asarray(prior @ colour.T @ np.linalg.inv(colour @ prior @ colour.T + np.diag(noise)))
+
+
 def _squares(looks: Sequence[Any], bands: int) -> tuple[int, Array, Array]:
     """(clear pixels, (B, B) mean of y y^T over them, (B,) mean noise variance) of looks of one colour."""
     count, total, noise = 0, np.zeros((bands, bands)), np.zeros(bands)
