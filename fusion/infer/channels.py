@@ -55,20 +55,17 @@ def channel(looks: Looks, hyper: Hyper, weights: Array | None, *, lasting: bool 
     return Channel(weight, lam, share.sum(0), jnp.minimum(share.T @ offset, 10.0))
 
 
-def told_to_pixels(series: Sequence[Looks], functions: int) -> tuple[bool, ...]:
-    """Which series the solver's preconditioner tells the pixels of: the fine ones, and coarse ones that pixels hang on.
+def told_to_pixels(series: Sequence[Looks]) -> tuple[bool, ...]:
+    """Which series the solver's preconditioner tells the pixels of: the fine ones, and coarse ones of small cells, on which pixels hang.
 
-    The latter have small cells, or fewer fine looks beside them than a pixel has temporal functions. Elsewhere fine looks say what a
-    pixel and an object do, and coarse ones change the top alone: as many iterations, and cheaper (measured).
+    Larger cells tell objects and the top (`cells`): in a cell of many pixels each is next to nothing.
     """
-    fine = sum(len(s.days) for s in series if not s.coarse)
-    out, total = [], fine
+    out, total = [], sum(len(s.days) for s in series if not s.coarse)
     for s in series:
         height, width = s.footprint.grid_shape
-        small = height * width <= CELL * s.data.shape[2] * s.data.shape[3]
-        needed = s.coarse and (small or fine < functions) and total + len(s.days) <= MOST
-        total += len(s.days) if needed else 0
-        out.append(not s.coarse or needed)
+        small = s.coarse and height * width <= CELL * s.data.shape[2] * s.data.shape[3] and total + len(s.days) <= MOST
+        total += len(s.days) if small else 0
+        out.append(not s.coarse or small)
     return tuple(out)
 
 

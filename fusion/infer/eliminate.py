@@ -12,8 +12,9 @@ from jax import Array
 from jax.scipy.linalg import solve_triangular
 
 from fusion.infer.blocks import invert, invert_lower, panels, root
-from fusion.infer.channels import Channel, channel, coarse_info, mean_tau, transfer
-from fusion.infer.looks import Looks
+from fusion.infer.cells import Cells, cells, shares
+from fusion.infer.channels import channel, mean_tau, transfer
+from fusion.infer.looks import Looks, Noise
 from fusion.infer.precondition import Preconditioner
 from fusion.process.hierarchy import Factors, Hierarchy, Hyper
 from fusion.process.space import Objects, Smooth, Weights, dense
@@ -161,13 +162,13 @@ def _parts(hierarchy: Hierarchy, factors: Factors, base: Array, scene: Array, pi
     large numbers, p - p b^T X_0 b p, that float32 does not know.
     """
     inside = hierarchy.temporal[:, : base.shape[1]].T @ factors.scene
-    shown = solve_triangular(base, inside, lower=True)
-    shown = jnp.pad(shown, ((0, 0), (0, 0), (0, scene.shape[2] - shown.shape[2])))
-    return shown, scene - pixel @ shown
+    spanned = solve_triangular(base, inside, lower=True)
+    spanned = jnp.pad(spanned, ((0, 0), (0, 0), (0, scene.shape[2] - spanned.shape[2])))
+    return spanned, scene - pixel @ spanned
 
 
-def _factor(schur: Array) -> tuple[Array, ...]:
-    """Panels of the inverse of the lower Cholesky factor of I + schur, of which only the lower half is looked at.
+def _factor(schur: Array) -> Array:
+    """The inverse of the lower Cholesky factor of I + schur, of which only the lower half is looked at.
 
     Where rounding errors exceed I, the diagonal is raised by as little of the sums of rows and columns as makes the matrix positive, which
     the last share must: the preconditioner only loses a few iterations.
@@ -181,11 +182,12 @@ def _factor(schur: Array) -> tuple[Array, ...]:
     found = lower(0.0)
     for share in RAISED:
         found = jax.lax.cond(jnp.isfinite(found).all(), lambda found: found, lambda _, share=share: lower(share), found)
-    return panels(invert_lower(found))
+    return invert_lower(found)
 
 
 def build(
-    hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], hyper: Hyper, weights: Sequence[Array | None], told_of: Sequence[bool]
+    hierarchy: Hierarchy, factors: Factors, series: Sequence[Looks], noise: Sequence[Noise], hyper: Hyper, weights: Sequence[Array | None],
+    told_of: Sequence[bool],
 ) -> Preconditioner:
     """The preconditioner of a tile for one theta.  told_of: the series that pixels are told of (`told_to_pixels`)."""
     base = _floored(factors)
@@ -223,14 +225,14 @@ def build(
     kind, place, thing = (inside(name) for name in ("class", "place", "object"))
     inverse = pixel_inverse(pixel, lam, weight)
     blurred = _unsure(pixel, lam, faint, weight)
-    size = objects.gather(jnp.ones((shape[0], shape[1])))
-    mean_of = lambda planes: objects.gather(planes) / jnp.maximum(size, 1.0)  # noqa: E731
+    size = jnp.maximum(objects.gather(jnp.ones((shape[0], shape[1]))), 1.0)
+    mean_of = lambda planes: objects.gather(planes) / size  # noqa: E731
     still = 1.0 / alive
     stills, kinds, places = mean_of(still), mean_of(classes.weight), mean_of(nodes)
     told = jnp.moveaxis(objects.gather(jnp.eye(width)[:, :, None, None] - inverse), 3, 1)
     crossed, apart_looks = _with_scene(pixel, lam, weight, inverse, objects.spread(stills), objects)
-    shown, left = _parts(hierarchy, factors, base, scene, pixel)
-    by_scene = told @ shown[:, None] + crossed @ left[:, None]  # (K, O, R, T + offsets)
+    spanned, left = _parts(hierarchy, factors, base, scene, pixel)
+    by_scene = told @ spanned[:, None] + crossed @ left[:, None]  # (K, O, R, T + offsets)
 
     gain = told @ thing[:, None]
     block = jnp.eye(thing.shape[2]) + jnp.swapaxes(thing, 1, 2)[:, None] @ gain
@@ -239,40 +241,66 @@ def build(
     pulled, seen_by = gain @ object_inverse, jnp.swapaxes(thing, 1, 2)[:, None] @ by_scene
     above, aside = told - pulled @ jnp.swapaxes(gain, 2, 3), by_scene - pulled @ seen_by
     both = jnp.einsum("o,koqn->kqn", stills**2, crossed) @ left
-    scenes = jnp.swapaxes(shown, 1, 2) @ (jnp.einsum("o,koqr->kqr", stills**2, told) @ shown + both) + jnp.swapaxes(both, 1, 2) @ shown
+    scenes = jnp.swapaxes(spanned, 1, 2) @ (jnp.einsum("o,koqr->kqr", stills**2, told) @ spanned + both) + jnp.swapaxes(both, 1, 2) @ spanned
     scenes = scenes + jnp.swapaxes(left, 1, 2) @ apart_looks @ left
     scenes = scenes - jnp.einsum("koqn,koqm,o->knm", seen_by, object_inverse @ seen_by, stills**2, optimize=True)
 
     side = _Side(kind, place, kinds, places)
-    apart = _scatter(side, told / jnp.maximum(size, 1.0)[:, None, None], objects, classes, hierarchy.spaces["place"], nodes)
+    apart = _scatter(side, told / size[:, None, None], objects, classes, hierarchy.spaces["place"], nodes)
     together = side.inner(above, above - told)  # `apart` has the places' whole squares, not those about the object's mean alone
     inner = [a + b for a, b in zip(apart, together, strict=True)]
     normal = _assemble(scenes, side.outer(aside * stills[:, None, None]), inner)
+    leave = jnp.eye(width) - told / size[:, None, None]
+    held = leave @ thing[:, None]
+    answer = held @ object_inverse @ jnp.swapaxes(thing, 1, 2)[:, None]
+    gone = crossed / size[:, None, None] + answer @ (crossed * stills[:, None, None])
+    coarse = []
     for i, s in enumerate(series):
         if not told_of[i]:
-            normal = normal + _of_cells(s, scene_of(i), channels[i], hierarchy, factors, hyper, alive * nodes)
+            design = jnp.einsum("nr,krq->knq", mean_tau(s) @ hierarchy.temporal[:, :width], base)
+            of, precise = cells(
+                s, channels[i], hyper, design, scene_of(i) - design @ spanned, shares(s, objects),
+                (alive * classes.weight, alive * nodes), leave, held @ object_inverse @ jnp.swapaxes(held, 2, 3),
+            )
+            normal = normal + _of_cells(of, precise, spanned, (kind, place), leave - answer @ told, (gone, scene))
+            coarse.append(of)
 
-    tops = zip(*(_factor(normal[k]) for k in range(rank)), strict=True)  # one by one, not in a loop: its passes would run on one core
+    tops = zip(*(panels(_factor(normal[k])) for k in range(rank)), strict=True)  # one by one, not in a loop: its passes would run on one core
     top = tuple(jnp.stack(parts) for parts in tops)
     object_root = jnp.moveaxis(root(jnp.moveaxis(object_inverse, (2, 3), (0, 1))), (0, 1), (2, 3))
     return Preconditioner(
         inverse, blurred, weight, lam, base, pixel, scene, still * weight, stills, thing, kind, place, told, crossed, object_inverse, object_root,
-        kinds, places, objects, classes, hierarchy.spaces["place"], top,
+        kinds, places, objects, classes, hierarchy.spaces["place"], top, tuple(coarse), spanned, held, size, *_scene_alone(factors, series, noise),
     )
 
 
-def _of_cells(
-    looks: Looks, scene: Array, channels: Channel, hierarchy: Hierarchy, factors: Factors, hyper: Hyper, nodes: Array
-) -> Array:
-    """(K, U, U) what coarse looks add to the top.  scene: (K, n, T + offsets). nodes: (G, Y, X) weights of places, with liveliness."""
-    tau, memberships = mean_tau(looks), hierarchy.liveliness * hierarchy.spaces["class"].weight
-    there = looks.footprint(jnp.concatenate([memberships, nodes]))
-    there = there.reshape(there.shape[0], -1)
-    kind, place = (
-        jnp.einsum("nr,krq->knq", tau @ hierarchy.temporal[:, : colouring.shape[1]], colouring)
-        for colouring in (factors.coefficient["class"], factors.coefficient["place"])
-    )
-    told = coarse_info(looks, channels, hyper)
-    cells = _Side(kind, place, there[: len(memberships)], there[len(memberships) :])
-    of_scene = jnp.einsum("kpnm,kmt->kpnt", told, scene)
-    return _assemble(jnp.einsum("knt,kpnu->ktu", scene, of_scene), cells.outer(of_scene), cells.inner(told))
+def _of_cells(of: Cells, precise: Array, spanned: Array, sides: tuple[Array, Array], reach: Array, gone: tuple[Array, Array]) -> Array:
+    """(K, U, U) what cells add to the top: of what objects and pixels leave of it.
+
+    precise: (K, n, n). spanned: (K, R, T + offsets) the scene as a pixel's coefficients. sides: units of classes and places as pixels' coefficients.
+    reach: (K, O, R, R) what is left of a change above. gone: (K, O, R, N) what has been taken of what fine looks see of the scene, and that
+    (K, N, T + offsets).
+    """
+    left = jnp.einsum("po,koqr->kpqr", of.share, reach)
+    scene = spanned[:, None] - jnp.einsum("po,korn->kprn", of.share, gone[0]) @ gone[1][:, None]
+    others = of.half @ of.rest[:, None]
+    crossed = jnp.einsum("kprt,kpru->ktu", scene, others)
+    info = jnp.swapaxes(left, 2, 3) @ of.info @ left
+    scenes = jnp.einsum("kprt,kpru->ktu", scene, of.info @ scene) + jnp.swapaxes(of.rest, 1, 2) @ precise @ of.rest
+    side = _Side(*sides, of.kinds, of.places)
+    outer = side.outer(jnp.swapaxes(left, 2, 3) @ (of.info @ scene + others))
+    return _assemble(scenes + crossed + jnp.swapaxes(crossed, 1, 2), outer, side.inner(info))
+
+
+def _scene_alone(factors: Factors, series: Sequence[Looks], noise: Sequence[Noise]) -> tuple[Array, Array]:
+    """(inverse Cholesky factor (K T, K T) of Q's block of the scene, (K, T) variance that components leave each other in it, all else fixed)."""
+    rank, steps, _ = factors.scene.shape
+    total = jnp.zeros((rank * steps, rank * steps))
+    for s, n in zip(series, noise, strict=True):
+        seen = jnp.einsum("nt,kts->kns", mean_tau(s), factors.scene)
+        told = jnp.einsum("bnm,bk,kms->kbns", n.of_means, s.colour, seen)
+        total = total + jnp.einsum("bl,lnt,kbns->ltks", s.colour, seen, told).reshape(total.shape)
+    lower = _factor(total)
+    joint = jnp.einsum("uks,ukt->stk", *(lower.reshape(-1, rank, steps),) * 2)
+    apart = invert(jnp.eye(steps)[..., None] + jnp.einsum("ksku->suk", total.reshape(rank, steps, rank, steps)))[0]
+    return lower, jnp.maximum(jnp.einsum("kts,suk,ktu->kt", factors.scene, joint - apart, factors.scene), 0.0)

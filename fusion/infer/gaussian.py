@@ -57,8 +57,8 @@ class System:
         weights = weights or (None,) * len(series)
         factors = hierarchy.factors(hyper)
         noise = tuple(s.noise(hyper, w) for s, w in zip(series, weights, strict=True))
-        told = told or told_to_pixels(series, hierarchy.temporal.shape[1])
-        return cls(hierarchy, series, hyper, weights, factors, noise, build(hierarchy, factors, series, hyper, weights, told))
+        told = told or told_to_pixels(series)
+        return cls(hierarchy, series, hyper, weights, factors, noise, build(hierarchy, factors, series, noise, hyper, weights, told))
 
     def predict(self, white: White) -> tuple[Array, ...]:
         """A xi: what each series sees, (n, B, H, W)."""
@@ -186,7 +186,7 @@ def posterior(
     batch: right-hand sides that are solved together, default BATCH, on CPUs 1.
     """
     batch = batch or (1 if jax.default_backend() == "cpu" else BATCH)
-    told = told_to_pixels(series, hierarchy.temporal.shape[1])
+    told = told_to_pixels(series)
     system = prepare(hierarchy, series, hyper, weights, told=told)
     found = _solve_all(system, key, tolerance, limit, pairs=pairs, batch=batch)
     white, deviations = jax.tree.map(lambda a: a[0], found.white), jax.tree.map(lambda a: a[1 : 1 + pairs], found.white)
@@ -240,7 +240,9 @@ def _own_variance(system: System, inverse: Array) -> Array:
     """(T, K, Y, X) variance of x from pixel blocks: inverse (K, R, R, Y, X) of their precision."""
     root, hierarchy = system.factors.coefficient["pixel"], system.hierarchy
     design = jnp.einsum("tr,krq->ktq", hierarchy.temporal[:, : root.shape[1]], root)
-    return jnp.einsum("ktqr,kqryx->tkyx", jnp.einsum("ktq,ktr->ktqr", design, design), inverse) * hierarchy.liveliness**2
+    pairs = jnp.einsum("ktq,ktr->ktqr", design, design)
+    each = [jnp.einsum("tqr,qryx->tyx", *of) for of in zip(pairs, inverse, strict=True)]  # together CPUs would copy the blocks
+    return jnp.stack(each, axis=1) * hierarchy.liveliness**2
 
 
 @partial(jax.jit, static_argnames="samples")
@@ -266,7 +268,8 @@ def _variance(system: System, key: Array, *, samples: int) -> Array:
 
     steps, rank, height, width = hierarchy.shape
     above, _ = jax.lax.scan(add_group, jnp.zeros((height, steps, rank, width)), jnp.arange(groups))
-    return _own_variance(system, system.preconditioner.variance) + jnp.moveaxis(above, 0, 2) * (min(samples, 1) / (groups * each))
+    own = _own_variance(system, system.preconditioner.variance) + system.preconditioner.excess.T[:, :, None, None]
+    return own + jnp.moveaxis(above, 0, 2) * (min(samples, 1) / (groups * each))
 
 
 @jax.jit

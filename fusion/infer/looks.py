@@ -61,6 +61,15 @@ class Noise:
         """V^T v: (n, B, H, W) -> (B, n+1)."""
         return jnp.concatenate([self.offset[:, None] * v.sum((2, 3)).T, (self.gain * v).sum((0, 2, 3))[:, None]], axis=1)
 
+    @property
+    def of_means(self) -> Array:
+        """(B, n, n) 1^T N^-1 1: precision of what all pixels of a look have in common."""
+        if self.cell is None:
+            return self.cap
+        looks = self.cell.sum((1, 2))
+        seen = jnp.concatenate([looks * self.offset[:, None, None], jnp.moveaxis(self._inner(self.gain).sum((2, 3)), 0, 1)[:, :, None]], axis=2)
+        return looks - seen @ self.cap @ jnp.swapaxes(seen, 1, 2)
+
     def apply(self, r: Array) -> Array:
         """N^-1 r.  (n, B, H, W).
 
@@ -142,7 +151,7 @@ class Looks:
         scene = self.colour.T @ (jnp.einsum("nb,nt->bt", v.sum((2, 3)), self.tau) if same_day else jnp.einsum("nbhw,nhwt->bt", v, self.tau))
         if self._few(temporal):
             return scene, jnp.einsum("nr,nkyx->kryx", phi, jnp.einsum("bk,nbyx->nkyx", self.colour, self.footprint.adjoint(v)))
-        seen = jnp.einsum("nr,nbhw->brhw" if same_day else "nhwr,nbhw->brhw", phi, v)
+        seen = jnp.swapaxes(jnp.einsum("nr,nbhw->rbhw" if same_day else "nhwr,nbhw->rbhw", phi, v), 0, 1)  # this way round CPUs copy no looks
         return scene, jnp.einsum("bk,bryx->kryx", self.colour, self.footprint.adjoint(seen))
 
     def _few(self, temporal: Array) -> bool:

@@ -12,9 +12,11 @@ and places add to the ground is e in those same coefficients (the levels share t
 pixel leaves them the information J - J X_0 J = I - X_0, and no sum over looks is needed: as J X_0 = I - X_0, a right-hand side r hands on r - X_0 r
 and takes back X_0 (e - g) - e. Only the scene and the offsets, g = sum_n p_n b_n m_n, have a value m_n of their own for each look.
 
-Coarse looks enter the top only, with their discrepancy and offsets marginalised, but for those that pixels hang on (`told_to_pixels`): they are taken
-for blurred fine ones. As M = U^T D U with positive blocks D, M is
-positive definite whatever is approximated.
+Coarse looks tell objects and the top (`cells`), but for those with small cells (`told_to_pixels`): they are taken for blurred fine ones. As
+M = U^T D U with positive blocks D, M is positive definite whatever is approximated.
+
+Components are not apart in the scene, where every pixel of every look adds to what they share: to M^-1 is added E (E^T Q E)^-1 E^T, E^T Q E all of Q
+that is the scene's own, of all components (a coarse space of the additive Schwarz kind; Toselli & Widlund 2005, chapter 2).
 
 A blurred look hardly sees the finest pattern of the pixels, so the pixels' inverse X_0 is far too sure there. With high-pass filters Phi_i,
 the undecimated Haar ones along one axis and along both, and the blur's mean squared transfer g_i^2 in their bands,
@@ -26,7 +28,10 @@ on the pixels. Every X_i - X_0 is positive, the filters vanish on smooth fields,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +39,7 @@ from jax import Array
 from jax.tree_util import register_dataclass
 
 from fusion.infer.blocks import kept, squared_times, times, transposed_times
+from fusion.infer.cells import Cells, Told
 from fusion.process.space import Objects, Smooth, Weights
 
 White = dict[str, Array]
@@ -85,6 +91,18 @@ class Preconditioner:
     nodes: Smooth
     top: tuple[Array, ...]
     """(K, ., .) panels of rows of the inverse of the lower Cholesky factor of the top's Schur complement"""
+    cells: tuple[Cells, ...]
+    """of each coarse sensor that pixels are not told of"""
+    spanned: Array
+    """(K, R, T + offsets) the scene's coefficients as a pixel's"""
+    held: Array
+    """(K, O, R, R_o) what pixels leave of an object's units, on average"""
+    size: Array
+    """(O,) pixels, at least 1"""
+    alone: Array
+    """(K T, K T) inverse of the lower Cholesky factor of E^T Q E"""
+    excess: Array
+    """(K, T) variance of the scene that other components leave"""
 
     def _with_finest(self, pixels: Array, right: Array) -> Array:
         """(K, R, Y X) pixels + sum_i Phi_i^T (X_i - X_0) Phi_i of their right-hand side (K, R, Y, X)."""
@@ -106,7 +124,16 @@ class Preconditioner:
         second = first + self.kind.shape[2] * size
         return top[:, :first], top[:, first:second].reshape(len(top), -1, size), top[:, second:].reshape(len(top), self.place.shape[2], -1)
 
-    def _upper(self, top: Array, objects: Array) -> tuple[White, Array, Array]:
+    def _told(self, objects: Array) -> Told | None:
+        """What cells tell of objects' units (K, R_o, O)."""
+        seen = jnp.einsum("korq,kqo->kro", self.held, objects)
+        return reduce(add, [c.up(seen) for c in self.cells]) if self.cells else None
+
+    def _by_cells(self, told: Array) -> Array:
+        """(K, R_o, O) what objects do of what cells tell them (K, R, O): B A^T."""
+        return jnp.einsum("koqr,kro->kqo", self.object_inverse, jnp.einsum("korq,kro->kqo", self.held, told))
+
+    def _upper(self, top: Array, objects: Array, cells: Sequence[Cells] = ()) -> tuple[White, Array, Array]:
         """(levels above the pixels, e - g, e): objects (K, R_o, O) conditioned on the top (K, U), and what all of them are to the pixels.
 
         e (K, R, Y, X): what they add to the ground, in units of the pixels' coefficients. e - g: less what the scene is in each look.
@@ -115,16 +142,21 @@ class Preconditioner:
         mean = jnp.einsum("knt,kt->kn", self.scene, scene)
         kinds, places = self.kind @ kind, self.place @ place
         told = jnp.einsum("koqr,kro->kqo", self.told, kinds @ self.kinds + places @ self.places)
-        told = told + jnp.einsum("korn,kn->kro", self.crossed, mean) * self.stills
-        objects = objects - jnp.einsum("koqr,kro->kqo", self.object_inverse, jnp.swapaxes(self.object, 1, 2) @ told)
+        crossed = jnp.einsum("korn,kn->kro", self.crossed, mean)
+        given = jnp.einsum("koqr,kro->kqo", self.object_inverse, jnp.swapaxes(self.object, 1, 2) @ (told + crossed * self.stills))
+        objects = objects - given
+        if cells:
+            gone = jnp.einsum("korq,kqo->kro", self.held, given) + crossed / self.size
+            common = jnp.einsum("krt,kt->kr", self.spanned, scene)
+            objects = objects - self._by_cells(reduce(add, [c.down(kinds, places, common, scene, gone) for c in cells]))
         field = self.classes.spread(kinds) + self.objects.spread(self.object @ objects) + self.nodes.spread(places)
         seen = jnp.einsum("krn,nyx->kryx", jnp.einsum("knr,kn->krn", self.pixel, mean * self.lam.T), self.shown)
         apart, field = kept(lambda: (field - seen, field), (seen, seen))
         return {"scene": scene, "class": kind, "object": objects, "place": place}, apart, field
 
-    def _down(self, top: Array, objects: Array, pixels: Array, steps: int) -> White:
+    def _down(self, top: Array, objects: Array, pixels: Array, steps: int, cells: Sequence[Cells] = ()) -> White:
         """Back substitution: condition objects on the top and pixels (K, R, Y, X) on both."""
-        upper, apart, field = self._upper(top, objects)
+        upper, apart, field = self._upper(top, objects, cells)
         pixels = kept(lambda: pixels + times(self.inverse, apart) - field, pixels)
         return {**upper, "scene": upper["scene"][:, :steps], "pixel": pixels.reshape(*pixels.shape[:2], -1)}
 
@@ -136,20 +168,28 @@ class Preconditioner:
         handed = kept(lambda: own - pixels, own)
         objects = r["object"] - jnp.swapaxes(self.object, 1, 2) @ self.objects.gather(handed)
         objects = jnp.einsum("koqr,kro->kqo", self.object_inverse, objects)
+        told = self._told(objects)
+        if told:
+            objects = objects - self._by_cells(told.objects)
         units = self.object @ objects
         pulled = jnp.einsum("koqr,kro->kqo", self.told, units)
         steps = r["scene"].shape[1]
         total = self.lam.T * jnp.einsum("knr,krn->kn", self.pixel, Weights(self.shown).gather(pixels))
-        total = total + jnp.einsum("korn,kro->kn", self.crossed, units * self.stills)
+        over = told.objects / self.size if told else 0.0
+        total = total + jnp.einsum("korn,kro->kn", self.crossed, units * self.stills - over)
         scene = jnp.pad(r["scene"], ((0, 0), (0, self.scene.shape[2] - steps))) - jnp.einsum("knt,kn->kt", self.scene, total)
         kind = r["class"] - jnp.swapaxes(self.kind, 1, 2) @ (self.classes.gather(handed) + pulled @ self.kinds.T)
         place = r["place"] - jnp.swapaxes(self.place, 1, 2) @ (self.nodes.gather(handed) + pulled @ self.places.T)
+        if told:
+            scene = scene - jnp.einsum("krt,kr->kt", self.spanned, told.common) - told.rest
+            kind, place = kind - jnp.swapaxes(self.kind, 1, 2) @ told.kinds, place - jnp.swapaxes(self.place, 1, 2) @ told.places
         right = jnp.concatenate([scene, kind.reshape(rank, -1), place.reshape(rank, -1)], axis=1)
-        white = self._down(squared_times(self.top, right), objects, pixels, steps)
-        return {**white, "pixel": self._with_finest(white["pixel"], own)}
+        white = self._down(squared_times(self.top, right), objects, pixels, steps, self.cells)
+        alone = (self.alone.T @ (self.alone @ r["scene"].reshape(-1))).reshape(r["scene"].shape)
+        return {**white, "scene": white["scene"] + alone, "pixel": self._with_finest(white["pixel"], own)}
 
     def draw(self, key: Array, steps: int) -> White:
-        """A draw from N(0, M^-1) of every level."""
+        """A draw of every level from N(0, M^-1) as it is where cells tell nothing of objects, and without the addition for the scene."""
         here = jax.random.normal(jax.random.fold_in(key, 1), self.inverse[:, 0].shape)
         there = jax.random.normal(jax.random.fold_in(key, 2), (self.lam.shape[1], *self.weight.shape))
         seen = jnp.sqrt(self.lam.T[:, :, None, None] * self.weight) * there

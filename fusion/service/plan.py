@@ -2,11 +2,11 @@
 
 Projected peak memory of one tile at a time in a worker, from shapes (float32):
 
-    base + 4 K Y X (T (FIELDS + S) + BLOCKS R^2) + 4 OBSERVED sum_n B_n H_n W_n + 4 TOP K U^2
+    base + 4 K Y X (T (FIELDS + S) + BLOCKS R^2) + 4 OBSERVED sum_n B_n H_n W_n + 4 TOP (K U^2 + (K T)^2)
 
 with Y, X including the halo, S draws, R temporal functions of a pixel, n over the tile's looks; U = T + looks + classes R_class + nodes R_place the
-unknowns that every pixel shares, whose dense matrix preconditions the solver; a node per cell of the coarsest sensor. The constants were
-measured by `benchmarks/memory.py`, TOP on 35 to 70 px of a job with 23 temporal functions and cells of 7 px.
+unknowns that every pixel shares, whose dense matrix preconditions the solver, as does that of the scene in all components; a node per cell of
+the coarsest sensor. The constants were measured by `benchmarks/memory.py`, TOP on 35 to 70 px of a job with 23 temporal functions and cells of 7 px.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ def peak_bytes(job: Job, cube: Cube, core: int, halo: int, looks: dict[str, floa
     coarsest = max((sensor(name).pixel for name in looks), default=0.0) / cube.grid.resolution
     nodes = (math.ceil(edge / float(asked.get("spacing") or (coarsest if coarsest > 1.5 else SPACING))) + 3) ** 2
     shared = times + sum(looks.values()) + int(asked.get("classes", CLASSES)) * ranks["class"] + nodes * ranks["place"]
-    latent += 4.0 * TOP * rank * shared**2
+    latent += 4.0 * TOP * (rank * shared**2 + (rank * times) ** 2)
     return BASE_BYTES + threads * (latent + OBSERVED * observed)
 
 
