@@ -112,15 +112,18 @@ def cells(
     design: (K, n, R) what looks see of a pixel's coefficients. rest: as in `Cells`. share: (P, O). weights: classes (C, Y, X) and places (G, Y, X),
     with liveliness. leave: (K, O, R, R) mean X_0 of each object's pixels. moved: (K, O, R, R) covariance of an object's units as pixels leave them.
     """
-    precise = coarse_info(looks, channels, hyper)
-    spread = jnp.einsum("po,koqr->kpqr", share * share.sum(0), moved) + LEAST * jnp.eye(design.shape[2])
+    eye = jnp.eye(design.shape[2])
+    spread = jnp.einsum("po,koqr->kpqr", share * share.sum(0), moved) + LEAST * eye
     low = jnp.moveaxis(root(jnp.moveaxis(spread, (2, 3), (0, 1))), (0, 1), (2, 3))
-    half = precise @ design[:, None]
-    taken = half @ low
-    block = jnp.eye(design.shape[2]) + jnp.swapaxes(low, 2, 3) @ jnp.swapaxes(design, 1, 2)[:, None] @ taken
-    inverse = jnp.moveaxis(invert(jnp.moveaxis(block, (2, 3), (0, 1)))[0], (0, 1), (2, 3))
-    precise = precise - taken @ inverse @ jnp.swapaxes(taken, 2, 3)
-    half = jnp.swapaxes(precise @ design[:, None], 2, 3)
+    precise = coarse_info(looks, channels, hyper)
+    told = precise @ design[:, None]
+    known = jnp.swapaxes(design, 1, 2)[:, None] @ told  # L, of which W = L - L S (S + S L S)^-1 S L, S what objects do
+    inverse = invert(jnp.moveaxis(eye + jnp.swapaxes(low, 2, 3) @ known @ low, (2, 3), (0, 1)))[0]
+    taken = low @ jnp.moveaxis(inverse, (0, 1), (2, 3)) @ jnp.swapaxes(low, 2, 3)
+    rest_of = eye - taken @ known
+    info = known @ rest_of
+    half = jnp.swapaxes(told @ rest_of, 2, 3)
+    common = precise.sum(1) - jnp.einsum("kpnr,kpmr->knm", told @ taken, told)
     kinds, places = (looks.footprint(planes).reshape(len(planes), -1) for planes in weights)
     own = jnp.einsum("po,koqr->kpqr", share, leave)
-    return Cells(share, kinds, places, own, half @ design[:, None], half, rest), precise.sum(1)
+    return Cells(share, kinds, places, own, 0.5 * (info + jnp.swapaxes(info, 2, 3)), half, rest), common

@@ -123,7 +123,7 @@ class Solved:
     white: White
     iterations: Array
     error: Array
-    """() estimated error in posterior sd before the last step: the worst level's root mean square"""
+    """() estimated error in posterior sd: the worst level's root mean square"""
 
 
 def solve(system: System, right: White, tolerance: float, limit: int) -> Solved:
@@ -144,7 +144,7 @@ def solve(system: System, right: White, tolerance: float, limit: int) -> Solved:
         error = jnp.sqrt(jnp.max(jnp.stack([jnp.abs(v) / r[n].size for n, v in energy.items()])))
         fresh = jnp.asarray(sum(energy.values()))
         p = add(y, p, jnp.where(count > 0, fresh / jnp.maximum(rho, 1e-30), 0.0))
-        q = system(p)
+        q = jax.lax.cond(error > tolerance, system, lambda p: jax.tree.map(jnp.zeros_like, p), p)  # none after the last: no curvature, no step
         curvature = jnp.asarray(sum(dot(p, q).values()))
         alpha = jnp.where(curvature > 0, fresh / jnp.maximum(curvature, 1e-30), 0.0)  # never a step along a rounding error
         return add(x, p, alpha), add(r, q, -alpha), p, fresh, count + 1, error
