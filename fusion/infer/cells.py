@@ -110,7 +110,8 @@ def cells(
     """(the cells of a series, (K, n, n) their precision W of what looks have in common).
 
     design: (K, n, R) what looks see of a pixel's coefficients. rest: as in `Cells`. share: (P, O). weights: classes (C, Y, X) and places (G, Y, X),
-    with liveliness. leave: (K, O, R, R) mean X_0 of each object's pixels. moved: (K, O, R, R) covariance of an object's units as pixels leave them.
+    with liveliness. leave: (K, O, R, R) mean X_0 of each object's pixels. moved: (K, O, R, R) covariance of an object's units as
+    pixels leave them, with liveliness.
     """
     eye = jnp.eye(design.shape[2])
     spread = jnp.einsum("po,koqr->kpqr", share * share.sum(0), moved) + LEAST * eye

@@ -253,7 +253,8 @@ def build(
     leave = jnp.eye(width) - told / size[:, None, None]
     held = leave @ thing[:, None]
     answer = held @ object_inverse @ jnp.swapaxes(thing, 1, 2)[:, None]
-    gone = crossed / size[:, None, None] + answer @ (crossed * stills[:, None, None])
+    gone = crossed / size[:, None, None] + answer @ crossed
+    held = held * jnp.where(stills > 0, 1 / jnp.where(stills > 0, stills, 1.0), 0.0)[:, None, None]  # as cells see them: with liveliness
     coarse = []
     for i, s in enumerate(series):
         if not told_of[i]:

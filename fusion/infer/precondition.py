@@ -96,7 +96,7 @@ class Preconditioner:
     spanned: Array
     """(K, R, T + offsets) the scene's coefficients as a pixel's"""
     held: Array
-    """(K, O, R, R_o) what pixels leave of an object's units, on average"""
+    """(K, O, R, R_o) what pixels leave of an object's units, on average, with liveliness"""
     size: Array
     """(O,) pixels, at least 1"""
     alone: Array
