@@ -76,6 +76,6 @@ def test_ranks_of_the_field_are_uniform() -> None:
     expected = counts.sum() / len(counts)
     assert (abs(counts - expected) < 6 * np.sqrt(expected)).all(), counts  # places of one world are correlated: six, not three
     z = np.concatenate(scores)
-    assert abs(np.sqrt(np.mean(z**2)) - 1) < 0.08
+    assert 0.89 < np.sqrt(np.mean(z**2)) < 1.05  # the closed-form sd is up to a tenth too wide on a tile as small as this, and never too narrow
     assert abs(z.mean()) < 0.2
     assert 0.87 < np.mean(abs(z) < 1.645) < 0.93
