@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import register_dataclass
 
-from fusion.infer.blocks import invert, root
+from fusion.infer.blocks import invert, last, root
 from fusion.infer.channels import Channel, coarse_info
 from fusion.infer.looks import Looks
 from fusion.process.hierarchy import Hyper
@@ -49,9 +49,6 @@ class Told:
     """(K, R) to all places alike"""
     rest: Array
     """(K, T + offsets) to the scene beyond a pixel's coefficients, and to offsets"""
-
-    def __add__(self, other: Told) -> Told:
-        return Told(*(getattr(self, name) + getattr(other, name) for name in ("objects", "kinds", "places", "common", "rest")))
 
 
 @register_dataclass
@@ -115,12 +112,12 @@ def cells(
     """
     eye = jnp.eye(design.shape[2])
     spread = jnp.einsum("po,koqr->kpqr", share * share.sum(0), moved) + LEAST * eye
-    low = jnp.moveaxis(root(jnp.moveaxis(spread, (2, 3), (0, 1))), (0, 1), (2, 3))
+    low = last(root, spread)
     precise = coarse_info(looks, channels, hyper)
     told = precise @ design[:, None]
     known = jnp.swapaxes(design, 1, 2)[:, None] @ told  # L, of which W = L - L S (S + S L S)^-1 S L, S what objects do
-    inverse = invert(jnp.moveaxis(eye + jnp.swapaxes(low, 2, 3) @ known @ low, (2, 3), (0, 1)))[0]
-    taken = low @ jnp.moveaxis(inverse, (0, 1), (2, 3)) @ jnp.swapaxes(low, 2, 3)
+    inverse = last(lambda a: invert(a)[0], eye + jnp.swapaxes(low, 2, 3) @ known @ low)
+    taken = low @ inverse @ jnp.swapaxes(low, 2, 3)
     rest_of = eye - taken @ known
     info = known @ rest_of
     half = jnp.swapaxes(told @ rest_of, 2, 3)

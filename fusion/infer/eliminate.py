@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.scipy.linalg import solve_triangular
 
-from fusion.infer.blocks import invert, invert_lower, panels, root
+from fusion.infer.blocks import invert, invert_lower, last, panels, root
 from fusion.infer.cells import Cells, cells, shares
 from fusion.infer.channels import channel, mean_tau, transfer
 from fusion.infer.looks import Looks, Noise
@@ -205,6 +205,10 @@ def build(
         colouring = factors.coefficient[name]
         return solve_triangular(base, jnp.pad(colouring, ((0, 0), (0, width - colouring.shape[1]), (0, 0))), lower=True)
 
+    def by_look(tau: Array) -> Array:
+        """(K, n, R) what looks see of a pixel's coefficients."""
+        return jnp.einsum("nr,krq->knq", tau @ hierarchy.temporal[:, :width], base)
+
     def scene_of(i: int) -> Array:
         """(K, n, T + total) what a series sees of the scene's coefficients and of all offsets."""
         offsets = jnp.sqrt(channels[i].offset)[:, None, None] * jax.nn.one_hot(starts[i] + jnp.arange(counts[i]), total)
@@ -221,7 +225,7 @@ def build(
     else:
         faint, weight, lam, tau = [], jnp.zeros((1, shape[0], shape[1])), jnp.zeros((1, rank)), jnp.zeros((1, steps))
         scene = jnp.zeros((rank, 1, steps + total))
-    pixel = jnp.einsum("nr,krq->knq", tau @ hierarchy.temporal[:, :width], base)
+    pixel = by_look(tau)
     kind, place, thing = (inside(name) for name in ("class", "place", "object"))
     inverse = pixel_inverse(pixel, lam, weight)
     blurred = _unsure(pixel, lam, faint, weight)
@@ -236,7 +240,7 @@ def build(
 
     gain = told @ thing[:, None]
     block = jnp.eye(thing.shape[2]) + jnp.swapaxes(thing, 1, 2)[:, None] @ gain
-    object_inverse = jnp.moveaxis(invert(jnp.moveaxis(block, (2, 3), (0, 1)))[0], (0, 1), (2, 3))
+    object_inverse = last(lambda a: invert(a)[0], block)
     object_inverse = 0.5 * (object_inverse + jnp.swapaxes(object_inverse, 2, 3))
     pulled, seen_by = gain @ object_inverse, jnp.swapaxes(thing, 1, 2)[:, None] @ by_scene
     above, aside = told - pulled @ jnp.swapaxes(gain, 2, 3), by_scene - pulled @ seen_by
@@ -255,20 +259,21 @@ def build(
     answer = held @ object_inverse @ jnp.swapaxes(thing, 1, 2)[:, None]
     gone = crossed / size[:, None, None] + answer @ crossed
     held = held * jnp.where(stills > 0, 1 / jnp.where(stills > 0, stills, 1.0), 0.0)[:, None, None]  # as cells see them: with liveliness
+    moved = held @ object_inverse @ jnp.swapaxes(held, 2, 3)
     coarse = []
     for i, s in enumerate(series):
         if not told_of[i]:
-            design = jnp.einsum("nr,krq->knq", mean_tau(s) @ hierarchy.temporal[:, :width], base)
+            design = by_look(mean_tau(s))
             of, precise = cells(
                 s, channels[i], hyper, design, scene_of(i) - design @ spanned, shares(s, objects),
-                (alive * classes.weight, alive * nodes), leave, held @ object_inverse @ jnp.swapaxes(held, 2, 3),
+                (alive * classes.weight, alive * nodes), leave, moved,
             )
             normal = normal + _of_cells(of, precise, spanned, (kind, place), leave - answer @ told, (gone, scene))
             coarse.append(of)
 
     tops = zip(*(panels(_factor(normal[k])) for k in range(rank)), strict=True)  # one by one, not in a loop: its passes would run on one core
     top = tuple(jnp.stack(parts) for parts in tops)
-    object_root = jnp.moveaxis(root(jnp.moveaxis(object_inverse, (2, 3), (0, 1))), (0, 1), (2, 3))
+    object_root = last(root, object_inverse)
     return Preconditioner(
         inverse, blurred, weight, lam, base, pixel, scene, still * weight, stills, thing, kind, place, told, crossed, object_inverse, object_root,
         kinds, places, objects, classes, hierarchy.spaces["place"], top, tuple(coarse), spanned, held, size, *_scene_alone(factors, series, noise),

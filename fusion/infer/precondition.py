@@ -127,7 +127,7 @@ class Preconditioner:
     def _told(self, objects: Array) -> Told | None:
         """What cells tell of objects' units (K, R_o, O)."""
         seen = jnp.einsum("korq,kqo->kro", self.held, objects)
-        return reduce(add, [c.up(seen) for c in self.cells]) if self.cells else None
+        return jax.tree.map(lambda *each: reduce(add, each), *(c.up(seen) for c in self.cells)) if self.cells else None
 
     def _by_cells(self, told: Array) -> Array:
         """(K, R_o, O) what objects do of what cells tell them (K, R, O): B A^T."""
