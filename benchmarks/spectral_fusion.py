@@ -66,17 +66,19 @@ def basis_of(wavelengths: Array, coarse: Array, sigma: Array, rank: int) -> Spec
     axes, size, mean = sigma[:, None] * axes, np.maximum(size - 1.0, 1e-3), spectra.mean(axis=1)
     rest = axes[:, rank:] * np.sqrt(size[rank:])
     left = (rest**2).sum(axis=1) + 1e-8
-    return SpectralBasis(wavelengths, mean, axes[:, :rank], np.diag(1.5 / 0.6 * size[:rank]), left, "coarse spectra", correlated=rest)
+    nodes = np.concatenate([wavelengths[:1] - 5.0, wavelengths, wavelengths[-1:] + 5.0])  # room for the first and the last channel
+    mean, axes, left, rest = (np.pad(a, [(1, 1)] + [(0, 0)] * (a.ndim - 1), mode="edge") for a in (mean, axes, left, rest))
+    return SpectralBasis(nodes, mean, axes[:, :rank], np.diag(1.5 / 0.6 * size[:rank]), left, "coarse spectra", correlated=rest)
 
 
 def instrument(name: str, psf: PSF, pixel: float, bands: tuple[Band, ...], gain: float = 1e-5) -> Sensor:
-    """A sensor without offsets; gain: sd of its gain errors."""
+    """A sensor without offsets, whose channels are all as good as stated, those near water vapour too; gain: sd of its gain errors."""
     def never(*_: object) -> list[object]:
         return []
 
     return Sensor(
         name, name, bands, psf, pixel, read=never, revisit=never, offset_sd=1e-5, gain_sd=gain,  # type: ignore[arg-type]
-        channel_noise=None if bands else Noise(0.001, 0.0),
+        channel_noise=None if bands else Noise(0.001, 0.0), opaque=(),
     )
 
 
@@ -121,8 +123,9 @@ def fused(wavelengths: Array, truth: Array, rank: int, engine: str, estimated: b
     start = time.perf_counter()
     found = fusion.fit(observations, cube, engine=engine, draws=0, calibrate=estimated)
     spent = time.perf_counter() - start
-    estimate = cube.basis.mean[:, None, None] + np.tensordot(cube.basis.components, np.asarray(found.mean[0], np.float64), 1)
-    spread = np.sqrt(np.tensordot(cube.basis.components**2, np.asarray(found.sd[0], np.float64) ** 2, 1) + cube.basis.residual_var[:, None, None])
+    mean, components, rest = (a[1:-1] for a in (cube.basis.mean, cube.basis.components, cube.basis.residual_var))
+    estimate = mean[:, None, None] + np.tensordot(components, np.asarray(found.mean[0], np.float64), 1)
+    spread = np.sqrt(np.tensordot(components**2, np.asarray(found.sd[0], np.float64) ** 2, 1) + rest[:, None, None])
     psnr, ergas = scored(estimate, truth)
     rmse, covered = np.sqrt(((estimate - truth) ** 2).mean()), (abs(estimate - truth) < 1.96 * spread).mean()
     return (f"{psnr:.2f}", f"{ergas:.2f}", f"{rmse:.4f}", f"{covered:.3f}", f"{spent:.0f}"), f"{found.status.name}: {found.message}"

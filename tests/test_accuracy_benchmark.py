@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,20 @@ def test_a_coarse_sensor_is_learned(shift: tuple[int, int], expected: tuple[floa
     for old, new in zip(looks, better, strict=True):
         if old.sensor == "fine":
             assert new is old
+
+
+def test_a_sensor_that_states_no_discrepancy_is_given_none() -> None:
+    """Its place is learned, its numbers stay: what fine bands do not foretell of it is ground."""
+    looks, cube = observations(Case(world(5.0, (4, 0), 0.02, 0.001), "cia", (0, 2), 1))
+    looks = tuple(replace(o, discrepancy_sd=0 * o.discrepancy_sd) for o in looks)
+    better, (learned,) = calibrated(looks, cube)
+    assert learned.shift == pytest.approx((120.0, 0.0), abs=35.0)
+    for old, new in zip(looks, better, strict=True):
+        seen = new.precision > 0
+        np.testing.assert_allclose(new.data[seen], old.data[seen], rtol=1e-6)
+        np.testing.assert_allclose(new.precision[seen], old.precision[seen], rtol=1e-5)
+        np.testing.assert_allclose(new.offset_sd, old.offset_sd, rtol=1e-6)
+        assert not new.discrepancy_sd.any()
 
 
 def test_without_a_pair_the_facts_stand() -> None:

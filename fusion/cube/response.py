@@ -24,7 +24,10 @@ SHOULDERS = ((900.0, 1000.0), (1100.0, 1180.0), (1260.0, 1325.0), (1465.0, 1500.
 
 def within(wavelengths: Array, windows: Sequence[tuple[float, float]]) -> NDArray[np.bool_]:
     """(L,) True where a wavelength lies inside one of the windows, nm."""
-    return np.any([(wavelengths >= low) & (wavelengths <= high) for low, high in windows], axis=0)
+    inside = np.zeros(np.shape(wavelengths), bool)
+    for low, high in windows:
+        inside |= (wavelengths >= low) & (wavelengths <= high)
+    return inside
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,9 @@ get wrong they get wrong together (a displaced cell errs in all of them), so the
 the pseudo-bands are scaled to one lasting error. bias: mean over looks, shrunk. o: its scatter. d: lag products of the
 residuals between dates, by moments. The result is the same observations, in pseudo-bands, with better facts; the engine's
 own factors (`Hyper`) then vary around them. Only fine images that are given teach anything.
+
+A sensor that states no discrepancy keeps its numbers and is given width and shift alone: what six fine bands do not foretell of a
+spectrometer is ground that they cannot see, not its error.
 """
 
 from __future__ import annotations
@@ -291,6 +294,10 @@ def _learn(coarse: Sequence[Observation], ground: _Ground, cube: Cube) -> Learne
     variety = _variety(ground, foot)
     seen = use.any(axis=(0, 1))
     average = np.maximum(variety[:, seen].mean(axis=1), LEAST_VARIETY)
+    if not first.discrepancy_sd.any():
+        none, offset = np.zeros(len(average)), np.asarray(first.offset_sd, np.float64)
+        found = len(pairs.coarse), float(use.sum()), average, 0.0
+        return Learned(first.sensor, widen, shift, np.eye(len(none)), none, offset, none, none, first.discrepancy_days, *found)
     share = share_of_variety(residual, use, variety / average[:, None, None])
     scale = uneven(share, variety / average[:, None, None])
     turn = rotation(residual, use, scale, least=CELLS)
@@ -331,7 +338,7 @@ def _with(obs: Observation, learned: Learned, foot: Footprint, scale: Array) -> 
     lasting = float(np.sqrt(np.mean(learned.lasting_sd**2)))
     note = (
         f"learned on {learned.looks} looks: blur x {learned.widen:g}, shift {learned.shift[0]:.0f} m north "
-        f"{learned.shift[1]:.0f} m east, discrepancy {lasting:.4f} over {learned.days:.0f} days"
+        f"{learned.shift[1]:.0f} m east, " + (f"discrepancy {lasting:.4f} over {learned.days:.0f} days" if lasting else "no discrepancy stated")
     )
     return replace(
         obs, data=data, precision=precision, offset_sd=offset.astype(np.float32), layer=Layer.of(foot, turned(colour), turned(mean), tau),

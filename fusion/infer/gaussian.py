@@ -191,11 +191,11 @@ def posterior(
     found = _solve_all(system, key, tolerance, limit, pairs=pairs, batch=batch)
     white, deviations = jax.tree.map(lambda a: a[0], found.white), jax.tree.map(lambda a: a[1 : 1 + pairs], found.white)
     again = jax.random.fold_in(key, 2**20)
+    mean, chi = _summary(system, white, again)
     fine = tuple(not s.coarse for s in series)
     if told != fine:  # taking a coarse look for a fine one helps to solve, but is too sure
         del system  # both would need twice the memory
         system = prepare(hierarchy, series, hyper, weights, told=fine)
-    mean, chi = _summary(system, white, again)
     canonical = _variance(system, again, samples=samples)
     square = _variance_exact(system, deviations) if exact else jnp.einsum("jk,tkyx->tjyx", hierarchy.mixing**2, canonical)
     return Field(mean, jnp.sqrt(square), canonical, white, deviations, found.iterations.max(), found.error.max(), chi)

@@ -11,7 +11,7 @@ from odc.geo.geobox import GeoBox
 
 from fusion.cube.calendar import Instant, PixelDay, centre_of
 from fusion.cube.cube import Cube
-from fusion.cube.response import DROPPED, Response, within
+from fusion.cube.response import Response, within
 from fusion.errors import SceneError, SensorError
 from fusion.observe.aggregate import FINER, aggregate, pixel_on, precisions
 from fusion.observe.footprint import footprint
@@ -252,12 +252,12 @@ def _channels(
     if np.max(scene.centres) < 100:
         raise SceneError(f"{where}: channel centres reach only {np.max(scene.centres):.3g}: are they micrometres? give nm")
     responses = tuple(Response.gaussian(c, f) for c, f in zip(scene.centres, scene.fwhm, strict=True))
-    use = ~within(scene.centres, DROPPED)
+    use = ~within(scene.centres, sensor.opaque)
     if not basis.discrete:
         use &= np.array([r.inside(basis.wavelengths) >= INSIDE for r in responses])
     if not use.any():
         low, high = basis.wavelengths[[0, -1]]
-        raise SceneError(f"{where}: no channel between {low:.0f} and {high:.0f} nm outside the water-vapour windows")
+        raise SceneError(f"{where}: no channel between {low:.0f} and {high:.0f} nm outside the windows where air is opaque")
     responses = tuple(r for r, keep in zip(responses, use, strict=True) if keep)
     gain, offset = (e[:, None, None] for e in basis.error(scene.id, responses))  # what the basis learned of this acquisition
     names = tuple(name for name, keep in zip(scene.bands, use, strict=True) if keep)

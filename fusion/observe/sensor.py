@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from fusion.cube.grid import Grid
-from fusion.cube.spectrum import Response
+from fusion.cube.response import DROPPED, Response
 from fusion.errors import SensorError
 from fusion.observe.psf import PSF
 from fusion.observe.scene import Scene
@@ -114,6 +114,8 @@ class Sensor:
     """its correlation time, days"""
     channel_noise: Noise | None = None
     """for imaging spectrometers: noise of every channel"""
+    opaque: tuple[tuple[float, float], ...] = DROPPED
+    """nm: a spectrometer's channels in these windows are left out, whatever they say; () = the air between is known not to matter"""
     lifetime: tuple[date, date | None] = (date(1970, 1, 1), None)
     collections: tuple[Collection, ...] = ()
     sources: tuple[str, ...] = ()

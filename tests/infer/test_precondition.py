@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from fusion.infer.blocks import panels, squared_times, transposed_times
 from fusion.infer.cells import shares
 from fusion.infer.channels import channel, coarse_info, told_to_pixels
 from fusion.infer.eliminate import _factor
-from fusion.infer.gaussian import add, dot, posterior, prepare, solve
+from fusion.infer.gaussian import add, dot, posterior, prepare, solve, white_noise
 from fusion.infer.looks import stack
 from fusion.process.hierarchy import Hyper, build
 from tests.infer.oracle import DAYS, T, boxes, identity, instant, look
@@ -126,6 +127,18 @@ def test_what_speeds_the_solver_does_not_make_the_sd_too_small() -> None:
     exact = posterior(hierarchy, series, hyper, jax.random.key(1), pairs=64, exact=True)
     share = np.asarray(found.sd) / np.asarray(exact.sd)
     assert 0.95 < share.mean() < 1.15
+
+
+def test_residuals_of_small_cells_are_their_noise() -> None:
+    """Data drawn from the model itself: chi-square is about 1 for both sensors, whatever preconditioner the sd is taken from."""
+    hierarchy, series, hyper = scene(4, 48)
+    system = prepare(hierarchy, series, hyper, None)
+    key = jax.random.key(3)
+    seen = system.predict(white_noise(key, hierarchy))
+    data = [jnp.where(s.precision > 0, one + s.draw_noise(key, hyper, None), 0.0) for s, one in zip(series, seen, strict=True)]
+    drawn = tuple(replace(s, data=one) for s, one in zip(series, data, strict=True))
+    found = posterior(hierarchy, drawn, hyper, key, samples=0, limit=200)
+    np.testing.assert_allclose(found.chi_square, 1.0, atol=0.3)
 
 
 def test_panels_are_the_matrix() -> None:

@@ -244,6 +244,8 @@ def test_water_and_outside_channels_say_nothing() -> None:
     np.testing.assert_array_equal(clean.data, same.data)
     assert clean.bands == tuple(f"pseudo-{i + 1}" for i in range(CUBE.basis.rank))
     assert not clean.residual_var.any()
+    told = observe(spoiled, replace(spectrometer(), opaque=()), CUBE)  # a sensor that states no such window is believed in it
+    assert np.abs(told.data - clean.data).max() > 0.01
 
 
 def test_finer_sensors_are_averaged_to_latent_pixels() -> None:
