@@ -113,6 +113,8 @@ def _responses(one: Sensor) -> str:
         _need(not 0.3 <= centre <= 2.6, f"{name}: centroid {centre:.3f}", "micrometres? multiply wavelengths by 1000")
         _need(350 <= centre <= 2600, f"{name}: centroid {centre:.1f} nm", "the cube covers 400-2500 nm: leave it out")
         centroids.append(centre)
+    for low, high in one.opaque:
+        _need(100 < low < high, f"an opaque window {low:g} to {high:g}", "give windows of opaque air as (low, high) in nm")
     return f"centroids {min(centroids):.0f}-{max(centroids):.0f} nm"
 
 

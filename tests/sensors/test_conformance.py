@@ -81,6 +81,8 @@ NEGATIVE = Response(np.array([430.0, 440.0, 450.0]), np.array([-0.2, 1.0, 0.1]))
         ({"bands": band(response=micrometres())}, "wavelengths", "micrometres"),
         ({"bands": band(response=Response.gaussian(11_000.0, 500.0))}, "wavelengths", "400-2500"),
         ({"bands": band(response=NEGATIVE)}, "wavelengths", "negative"),
+        ({"opaque": ((1.325, 1.465),)}, "wavelengths", "in nm"),
+        ({"opaque": ((1465.0, 1325.0),)}, "wavelengths", "(low, high)"),
         ({"bands": band(noise=Noise(0.0, 0.02))}, "noise", "sigma = a"),
         ({"bands": band(noise=Noise(50.0, 0.02))}, "noise", "reflectance"),
         ({"offset_sd": 0.0}, "noise", "common error"),
