@@ -16,7 +16,7 @@ from odc.geo.geom import Geometry
 from scipy.special import ndtr
 
 from fusion.cube.cube import Cube
-from fusion.cube.spectrum import DROPPED, Response
+from fusion.cube.spectrum import Response
 from fusion.errors import JobError, StoreError
 from fusion.explore import export, moments
 from fusion.explore.indices import expectation, index_of
@@ -130,11 +130,11 @@ class FusionAccessor:
         return self._responses([b.response for b in facts.bands], [b.name for b in facts.bands], "band")
 
     def _channels(self, facts: Sensor) -> xr.Dataset:
-        """The channels of a typical file of a spectrometer that the spectral basis covers, outside the water-vapour windows."""
+        """The channels of a typical file of a spectrometer that the spectral basis covers, outside its windows of opaque air."""
         nodes = self.cube.basis.wavelengths
         inside = [
             (centre, width) for centre, width in facts.example_channels
-            if nodes[0] <= centre - width and centre + width <= nodes[-1] and not any(a < centre < b for a, b in DROPPED)
+            if nodes[0] <= centre - width and centre + width <= nodes[-1] and not any(a < centre < b for a, b in facts.opaque)
         ]  # fmt: skip
         if not inside:
             raise JobError(f"{facts.name} names no channels in {nodes[0]:.0f}..{nodes[-1]:.0f} nm: use at(wavelength=[...])")

@@ -295,9 +295,11 @@ def _learn(coarse: Sequence[Observation], ground: _Ground, cube: Cube) -> Learne
     seen = use.any(axis=(0, 1))
     average = np.maximum(variety[:, seen].mean(axis=1), LEAST_VARIETY)
     if not first.discrepancy_sd.any():
-        none, offset = np.zeros(len(average)), np.asarray(first.offset_sd, np.float64)
-        found = len(pairs.coarse), float(use.sum()), average, 0.0
-        return Learned(first.sensor, widen, shift, np.eye(len(none)), none, offset, none, none, first.discrepancy_days, *found)
+        none = np.zeros(len(average))
+        return Learned(
+            first.sensor, widen, shift, np.eye(len(none)), bias=none, offset_sd=np.asarray(first.offset_sd, np.float64), white_sd=none,
+            lasting_sd=none, days=first.discrepancy_days, looks=len(pairs.coarse), cells=float(use.sum()), variety=average, share=0.0,
+        )
     share = share_of_variety(residual, use, variety / average[:, None, None])
     scale = uneven(share, variety / average[:, None, None])
     turn = rotation(residual, use, scale, least=CELLS)
@@ -336,10 +338,9 @@ def _with(obs: Observation, learned: Learned, foot: Footprint, scale: Array) -> 
     common = (obs.gain_sd * (mean + obs.data.mean(axis=(1, 2)))) ** 2 if pseudo else np.zeros(len(turn))
     offset = np.sqrt(learned.offset_sd**2 + turned(common, turn**2))
     lasting = float(np.sqrt(np.mean(learned.lasting_sd**2)))
-    note = (
-        f"learned on {learned.looks} looks: blur x {learned.widen:g}, shift {learned.shift[0]:.0f} m north "
-        f"{learned.shift[1]:.0f} m east, " + (f"discrepancy {lasting:.4f} over {learned.days:.0f} days" if lasting else "no discrepancy stated")
-    )
+    told = f"discrepancy {lasting:.4f} over {learned.days:.0f} days" if lasting else "no discrepancy stated"
+    north, east = learned.shift
+    note = f"learned on {learned.looks} looks: blur x {learned.widen:g}, shift {north:.0f} m north {east:.0f} m east, {told}"
     return replace(
         obs, data=data, precision=precision, offset_sd=offset.astype(np.float32), layer=Layer.of(foot, turned(colour), turned(mean), tau),
         bands=tuple(f"pseudo-{i + 1}" for i in range(len(turn))) if pseudo else obs.bands,

@@ -191,7 +191,7 @@ def posterior(
     found = _solve_all(system, key, tolerance, limit, pairs=pairs, batch=batch)
     white, deviations = jax.tree.map(lambda a: a[0], found.white), jax.tree.map(lambda a: a[1 : 1 + pairs], found.white)
     again = jax.random.fold_in(key, 2**20)
-    mean, chi = _summary(system, white, again)
+    mean, chi = _summary(system, white, again)  # here, while the system knows the cells that pixels hang on
     fine = tuple(not s.coarse for s in series)
     if told != fine:  # taking a coarse look for a fine one helps to solve, but is too sure
         del system  # both would need twice the memory
