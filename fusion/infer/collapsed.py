@@ -3,18 +3,19 @@
 `exact` is the density itself, dense in the white coefficients, for tiny tiles. `probed` is cheap on any tile: how well each
 fine look of a probe (`fusion.infer.probes`) is predicted by the probe's other looks, coarse and fine,
 
-    sum_n log t(r_n / sqrt v_n) - 1/2 log v_n,     r_n = [S^-1 q]_n / [S^-1]_nn,    v_n = 1 / [S^-1]_nn,
+    w sum_n log N(r_n; 0, v_n),     r_n = [S^-1 q]_n / [S^-1]_nn,    v_n = 1 / [S^-1]_nn,
     S[n, n'] = sum_l G_l[n, n'] (tau_n^T C_l tau_n') sum_j g_nj sd_lj^2 g_n'j + noise + offset + gain + discrepancy
 
 (leave-one-out predictive score: Sundararajan & Keerthi 2001, Neural Computation 13). It asks what theta is used for, a fine look from
 all others. The joint density of the probes also asks how the coarse series come about; where their errors are not quite as the model has
-them (composites), it bent theta to them, and predictions of hidden images were half again as wrong (fusion/DESIGN.md). log t is a Student
-score with heavy tails, as the changes of real ground have them, scaled so that Gaussian errors leave it unbiased.
+them (composites), it bent theta to them, and predictions of hidden images were half again as wrong (fusion/DESIGN.md). The score is Gaussian as
+the field is: one that forgives outliers finds the spread of most places, and intervals are then too narrow where something changes.
 
 What is approximated: (1) only a sample of the contrasts of the data is used, so theta is learned a little less sharply than
 the tile allows; (2) different probes, the channels and the looks of one probe are taken as independent (a composite
 likelihood: the score of every term has mean zero at the true theta, so the maximum is consistent; Varin, Reid & Firth 2011,
-Statistica Sinica 21).
+Statistica Sinica 21). Terms of one date do hang together: w = INDEPENDENT makes the curvature what the scatter of the score between dates
+says it is (magnitude adjustment; Pauli, Racugno & Ventura 2011, Statistica Sinica 21).
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from fusion.process.hierarchy import Hierarchy, Hyper
 
 LEAST, SHARPEST = 1e-4, 1e6
 """variance that is added to every value, and more than the 1 / LEAST that a precision then can be: a pivot that rounding made negative"""
-NU, WIDTH = 4.0, 2.762
-"""of the Student score (NU + 1) / 2 log(1 + z^2 / WIDTH): E[(NU + 1) z^2 / (WIDTH + z^2)] = 1 for a standard normal z"""
+INDEPENDENT = 0.2
+"""share of the terms of the score that count as independent: its variance between the dates of Salton is 4 to 5 times its curvature"""
 
 
 Dates = tuple[Array, Array]
@@ -147,7 +148,7 @@ def _left_out(covariance: Array, value: Array, judged: Array) -> tuple[Array, An
     def score(own: Array, weighted: Array) -> Array:
         """own: diagonal of A, so that z^2 = a^2 / own."""
         own = jnp.where((own > 0) & (own < SHARPEST), own, jnp.nan)
-        return (judged * (0.5 * jnp.log(own) - 0.5 * (NU + 1) * jnp.log1p(weighted**2 / (own * WIDTH)))).sum(-1)
+        return 0.5 * (judged * (jnp.log(own) - weighted**2 / own)).sum(-1)
 
     found, back = jax.vjp(score, jnp.diagonal(precision, axis1=-2, axis2=-1), weighted)
     return found, (precision, weighted, *back(jnp.ones_like(found)))
@@ -171,13 +172,13 @@ def terms(probes: Probes, hierarchy: Hierarchy, hyper: Hyper, dates: Dates) -> A
 
 
 def probed(white: Array, batches: tuple[Probes, ...], hierarchy: Hierarchy, sensors: tuple[str, ...]) -> Array:
-    """The score of theta on all probes; a theta at which a covariance cannot be inverted scores nothing.
+    """w times the score of theta on all probes; a theta at which a covariance cannot be inverted scores nothing.
 
     white: u (D,) of `Hyper.from_white`. A pure function of arrays: pass the batches as arguments of what is compiled.
     """
     hyper = Hyper.from_white(white, hierarchy.mixing.shape[0], sensors)
     dates = temporal(hierarchy, hyper)
-    total = jnp.asarray(sum(terms(batch, hierarchy, hyper, dates).sum() for batch in batches))
+    total = INDEPENDENT * jnp.asarray(sum(terms(batch, hierarchy, hyper, dates).sum() for batch in batches))
     return jnp.where(jnp.isfinite(total), total, -1e30)
 
 

@@ -1,4 +1,8 @@
-"""The discrepancy of a coarse sensor by moments: which cells err most, which bands together, how much of it lasts, and for how long."""
+"""The discrepancy of a coarse sensor by moments: which cells err most, which bands together, how much of it lasts, and for how long.
+
+What a look gets wrong anew in one cell it gets wrong in others of the same land cover: view and sun, and what a composite misses of a
+change, go with the ground (`by_class`).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,11 @@ WHOLE = 0.98
 PRIOR_LOOKS = 2.0
 """the stated facts weigh as much as two looks"""
 
+TOGETHER = 0.6
+"""of the variance of what a look gets wrong anew, what classes get wrong together (fusion/DESIGN.md)"""
+PATTERNS = 8
+"""patterns that stand for all classes: nine tenths of what these do to cells"""
+
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.96, 0.98)
 """tried shares of the error variance that go with the variety of the ground"""
 
@@ -26,6 +35,27 @@ def uneven(share: float, variety: Array) -> Array:
     variety: (B, H, W) variance of the ground within a cell, each band in units of its average.
     """
     return np.asarray(1 - share + share * variety.mean(axis=0))
+
+
+def by_class(seen: NDArray[np.floating]) -> tuple[Array, Array]:
+    """((J, H, W) patterns phi, (J, C) their directions among the classes, orthonormal) of what classes get wrong together.
+
+    seen: (C, H, W) of each class in a cell, 0 in cells that are not there. Where a class errs by g_c ~ N(0, 1), a cell errs by
+    sum_c g_c (seen_c - mean), as what all cells have in common is the look's offset. The leading principal components of that are phi_j ~
+    sum_c loading_jc (seen_c - mean), scaled so that the sum of their squares is TOGETHER on average. All 0 where cells are alike.
+    """
+    count, *shape = seen.shape
+    flat = seen.reshape(count, -1).astype(np.float64)
+    there = flat.sum(axis=0) > 1e-6
+    flat = np.where(there, flat - flat.sum(axis=1, keepdims=True) / max(int(there.sum()), 1), 0.0)
+    left, size, right = np.linalg.svd(flat, full_matrices=False)
+    kept = min(PATTERNS, len(size))
+    phi, loadings = np.zeros((PATTERNS, flat.shape[1])), np.zeros((PATTERNS, count))
+    power = float((size[:kept] ** 2).sum())
+    if power > 1e-6 * there.sum():
+        unit = np.sqrt(TOGETHER * there.sum() / power)
+        phi[:kept], loadings[:kept] = unit * size[:kept, None] * right[:kept], left.T[:kept]
+    return phi.reshape(PATTERNS, *shape), loadings
 
 
 def share_of_variety(residual: Array, use: Array, variety: Array) -> float:

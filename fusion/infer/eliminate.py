@@ -14,7 +14,8 @@ from jax.scipy.linalg import solve_triangular
 from fusion.infer.blocks import invert, invert_lower, last, panels, root
 from fusion.infer.cells import Cells, cells, shares
 from fusion.infer.channels import channel, mean_tau, transfer
-from fusion.infer.looks import Looks, Noise
+from fusion.infer.looks import Looks
+from fusion.infer.noise import Noise
 from fusion.infer.precondition import Preconditioner
 from fusion.process.hierarchy import Factors, Hierarchy, Hyper
 from fusion.process.space import Objects, Smooth, Weights, dense

@@ -347,4 +347,5 @@ def _with(obs: Observation, learned: Learned, foot: Footprint, scale: Array) -> 
         gain_sd=np.zeros_like(obs.gain_sd) if pseudo else obs.gain_sd,
         residual_var=turned(obs.residual_var, turn**2).astype(np.float32),
         discrepancy_sd=(lasting * np.sqrt(scale)).astype(np.float32), discrepancy_days=learned.days, notes=(*obs.notes, note),
+        fleeting_sd=learned.white_sd.astype(np.float32) if lasting else None,
     )

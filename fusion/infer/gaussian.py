@@ -24,7 +24,8 @@ from jax.tree_util import register_dataclass
 from fusion.infer.blocks import invert, kept, times
 from fusion.infer.channels import mean_tau, told_to_pixels
 from fusion.infer.eliminate import build
-from fusion.infer.looks import Looks, Noise
+from fusion.infer.looks import Looks
+from fusion.infer.noise import Noise
 from fusion.infer.precondition import Preconditioner, White
 from fusion.process.hierarchy import Factors, Hierarchy, Hyper, keyed_normal
 from fusion.process.space import Objects, Smooth

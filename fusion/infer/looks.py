@@ -1,11 +1,12 @@
 """All looks of one sensor through one footprint, as one array program: forward, transpose and the covariance of what is not the field.
 
     y_n(b, p) = sum_k C(b, k) [ tau_n . m_k + sum_r (tau_n . Psi_r) (W c_kr)(p) ] + noise,      C = H M
-    noise ~ N(0, N),   N = diag(1 / precision) + d^2 exp(-|t_n - t_n'| / days) + o_b^2 [n = n'] + g_b^2 a a^T
+    noise ~ N(0, N),   N = diag(1 / precision) + d^2 exp(-|t_n - t_n'| / days) + (o_b^2 + f_b^2 sum_j phi_j phi_j^T) [n = n'] + g_b^2 a a^T
 
 white noise (out-of-subspace variance included) + the discrepancy of a coarse sensor on its own cells + one offset per look and
-band + one relative gain per band (a = the reflectance it multiplies, taken from the data). N^-1 is applied exactly: the discrepancy is
-a small dense block per cell and band, offsets and gain are rank-one terms (Woodbury). Missing = precision 0: nothing else masks.
+band + what a coarse look gets wrong by class (patterns phi on its cells) + one relative gain per band (a = the reflectance it multiplies,
+taken from the data). N^-1 is applied exactly: the discrepancy is a small dense block per cell and band, all that follows it
+is of low rank (Woodbury). Missing = precision 0: nothing else masks.
 """
 
 from __future__ import annotations
@@ -23,67 +24,15 @@ from jax.tree_util import register_dataclass
 from numpy.typing import NDArray
 
 from fusion.infer.blocks import invert
+from fusion.infer.discrepancy import TOGETHER, by_class
+from fusion.infer.noise import TINY, Noise
 from fusion.observe.operator import Dense
 from fusion.process.hierarchy import Hierarchy, Hyper, keyed_normal
 
-TINY = 1e-3
-"""total precision under which a look counts as absent"""
 FLOOR = 2e-4
 """least sd of white noise, reflectance: less than any instrument here resolves, and as far as float32 carries"""
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """numbers of looks that are compiled for; a series is padded with looks of precision 0"""
-
-
-@register_dataclass
-@dataclass(frozen=True, eq=False)
-class Noise:
-    """N^-1 of a series, for one theta."""
-
-    white: Array
-    """(n, B, H, W) precision"""
-    cell: Array | None
-    """(B, H, W, n, n) precision of white noise and discrepancy together, or None where there is no discrepancy"""
-    offset: Array
-    """(B,) o"""
-    gain: Array
-    """(n, B, H, W) g a"""
-    cap: Array
-    """(B, n+1, n+1) inverse of I + V^T P V, P the precision of white noise and discrepancy, V = [offsets, gain]; without a
-    discrepancy (B, n, n), the precision (S^-1 + C)^-1 of the looks' means"""
-    log_det: Array
-    """() log det N^-1 over the values that are there"""
-
-    def _inner(self, r: Array) -> Array:
-        assert self.cell is not None  # without a discrepancy the shifts are eliminated about each look's mean
-        return jnp.moveaxis(jnp.einsum("bhwnm,bhwm->bhwn", self.cell, jnp.moveaxis(r, 0, -1)), -1, 0)  # so that no copy of `cell` is made
-
-    def _project(self, v: Array) -> Array:
-        """V^T v: (n, B, H, W) -> (B, n+1)."""
-        return jnp.concatenate([self.offset[:, None] * v.sum((2, 3)).T, (self.gain * v).sum((0, 2, 3))[:, None]], axis=1)
-
-    @property
-    def of_means(self) -> Array:
-        """(B, n, n) 1^T N^-1 1: precision of what all pixels of a look have in common."""
-        if self.cell is None:
-            return self.cap
-        looks = self.cell.sum((1, 2))
-        seen = jnp.concatenate([looks * self.offset[:, None, None], jnp.moveaxis(self._inner(self.gain).sum((2, 3)), 0, 1)[:, :, None]], axis=2)
-        return looks - seen @ self.cap @ jnp.swapaxes(seen, 1, 2)
-
-    def apply(self, r: Array) -> Array:
-        """N^-1 r.  (n, B, H, W).
-
-        Without a discrepancy the shifts of looks are eliminated about each look's mean r', S = sum of precision, C = Var(shift):
-        N^-1 r = P (r - r') + P / S (S^-1 + C)^-1 r', which is Woodbury's identity without its cancellation of 1e9 against 1e9.
-        """
-        if self.cell is None:
-            total = self.white.sum((2, 3))
-            mean = (self.white * r).sum((2, 3)) / jnp.maximum(total, TINY)
-            told = jnp.einsum("bij,jb->ib", self.cap, mean) / jnp.maximum(total, TINY)
-            return self.white * (r - mean[:, :, None, None] + told[:, :, None, None])
-        s = jnp.einsum("bij,bj->bi", self.cap, self._project(self._inner(r)))
-        shift = (self.offset[:, None] * s[:, :-1]).T[:, :, None, None]
-        return self._inner(r - shift - self.gain * s[:, -1][None, :, None, None])
 
 
 @register_dataclass
@@ -115,6 +64,12 @@ class Looks:
     """(2,) sd (reflectance; rms over the cells), correlation time (days); sd 0 = none"""
     uneven: Array
     """(H, W) sd of each cell's discrepancy in units of that sd"""
+    patterns: Array
+    """(J, H, W) phi; J = 0 where nothing is known of what its classes get wrong"""
+    loadings: Array
+    """(J, C) of the classes in each pattern"""
+    fleeting: Array
+    """(B,) f, what a look gets wrong anew, sd"""
     ids: Array
     """(n,) uint32 hash of each scene's name: keys of its random noise"""
     rows: Array
@@ -186,20 +141,21 @@ class Looks:
             spread = jnp.eye(len(self.days))[:, :, None] * offset**2 + common**2
             inverse, lost = invert(spread + jax.vmap(jnp.diag, 1, 2)(1 / total))
             log_det = log_det - lost.sum() - jnp.log(total).sum()
-            return Noise(white, None, offset, gain, jnp.moveaxis(inverse, 2, 0), log_det)
+            return Noise(white, None, offset[:, None], self.patterns, gain, jnp.moveaxis(inverse, 2, 0), log_det)
         seen, count = white > 0, len(self.days)
         first = jnp.where(seen, jnp.sqrt(jnp.where(seen, white, 1.0)), 0.0)  # the root of 0 has no slope: it would spoil theta's gradient
         covariance = self.discrepancy_covariance(hyper)[:, :, None, None, None] * self.uneven**2
         inverse, lost = invert(jnp.eye(count)[:, :, None, None, None] + first[:, None] * covariance * first[None])
         cell = jnp.moveaxis(first[:, None] * inverse * first[None], (0, 1), (3, 4))
         log_det = log_det - lost.sum()
-        bare = Noise(white, cell, offset, gain, jnp.zeros(0), log_det)
-        lift = bare._project(bare._inner(gain))
-        looks = cell.sum((1, 2))
-        corner = jnp.concatenate([looks * offset[:, None, None] ** 2, lift[:, :-1, None]], axis=2)
-        cap = jnp.concatenate([corner, lift[:, None, :]], axis=1) + jnp.eye(len(self.days) + 1)
-        inverse, lost = invert(jnp.moveaxis(cap, 0, 2))
-        return Noise(white, cell, offset, gain, jnp.moveaxis(inverse, 2, 0), log_det - lost.sum())
+        shift = jnp.concatenate([offset[:, None], jnp.broadcast_to(self.by_class(hyper)[:, None], (len(offset), len(self.patterns)))], axis=1)
+        patterns = jnp.concatenate([jnp.ones((1, *self.uneven.shape)), self.patterns])
+        bare = Noise(white, cell, shift, patterns, gain, jnp.zeros(0), log_det)
+        return bare.capped()
+
+    def by_class(self, hyper: Hyper) -> Array:
+        """(B,) sd of the patterns: a part of the white noise, and goes with its factor."""
+        return hyper.noise[self.group] * self.fleeting
 
     def discrepancy_covariance(self, hyper: Hyper) -> Array:
         """(n, n) d^2 exp(-|dt| / days) of the Ornstein-Uhlenbeck discrepancy on each cell; times uneven^2."""
@@ -221,6 +177,10 @@ class Looks:
             out = out + jnp.einsum("nm,mbhw->nbhw", root, jax.vmap(lambda i: one(i, 1))(self.ids)) * self.uneven
         shift = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, 2), i), (bands,)))(self.ids)
         common = jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, 3), zlib.crc32(self.sensor.encode())), (bands,))
+        if len(self.patterns):
+            often = (bands, self.loadings.shape[1])
+            wrong = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, 4), i), often))(self.ids)
+            out = out + jnp.einsum("jhw,jc,nbc,b->nbhw", self.patterns, self.loadings, wrong, self.by_class(hyper), optimize=True)
         bare = self.noise_columns(hyper)
         return out + (bare[0] * shift)[:, :, None, None] + bare[1] * common[None, :, None, None]
 
@@ -271,15 +231,33 @@ def _series(group: list[Any], hierarchy: Hierarchy, index: int, days_of: Any) ->
     there = np.any([p > 0 for p in precision], axis=(0, 1))
     sd = float(np.sqrt(np.mean(spread[there] ** 2)))
     uneven = spread / sd if sd > 0 else np.ones_like(spread)
+    precision, (phi, loadings), fleeting = _parted(precision, first, footprint, hierarchy, uneven)
     return Looks(
         data, _pad(precision, count), footprint, jnp.asarray(np.asarray(first.layer.colour, np.float64) @ mixing, jnp.float32),
         tau if tau.ndim == 2 else jnp.moveaxis(tau, 1, -1), jnp.asarray(days + [days[-1]] * (count - len(days)), jnp.float32),
         jnp.asarray(first.layer.mean, jnp.float32), jnp.asarray(first.residual_var, jnp.float32),
         jnp.asarray(first.offset_sd, jnp.float32), jnp.asarray(first.gain_sd, jnp.float32),
         jnp.asarray([sd, max(float(first.discrepancy_days), 0.1)], jnp.float32), jnp.asarray(uneven, jnp.float32),
+        jnp.asarray(phi, jnp.float32), jnp.asarray(loadings, jnp.float32), jnp.asarray(fleeting, jnp.float32),
         jnp.asarray(ids + list(range(count - len(ids))), jnp.uint32), rows, cols, jnp.asarray(index, jnp.int32),
         sensor=first.sensor, coarse=first.layer.footprint.coarse, correlated=sd > 0,
     )
+
+
+def _parted(
+    precision: list[Any], look: Any, footprint: Any, hierarchy: Hierarchy, uneven: Any
+) -> tuple[list[Any], tuple[Any, Any], Any]:
+    """(precision without what classes get wrong together, their patterns and loadings, sd (B,) of what a look gets wrong anew)."""
+    memberships, fleeting = hierarchy.spaces["class"].weight, look.fleeting_sd
+    none = [np.asarray(p) for p in precision], (np.zeros((0, *uneven.shape)), np.zeros((0, len(memberships)))), np.zeros(len(look.offset_sd))
+    if fleeting is None or not (np.any(fleeting) and np.any(look.discrepancy_sd)):
+        return none
+    phi, loadings = by_class(np.asarray(footprint(memberships)))
+    if not phi.any():
+        return none
+    less = TOGETHER * np.square(fleeting, dtype=np.float64)[:, None, None] * uneven**2
+    rest = [np.where(p > 0, 1 / np.maximum(1 / np.where(p > 0, p, 1.0) - less, FLOOR**2), 0.0) for p in precision]
+    return rest, (phi, loadings), fleeting
 
 
 def _flat(footprint: Any) -> tuple[Any, Callable[[Any], NDArray[np.float32]]]:

@@ -54,11 +54,14 @@ def _normal(name: str, shape: tuple[int, ...]) -> Array:
 
 
 def _errors(i: int, looks: Looks, hyper: Hyper) -> Array:
-    """(n, B, H, W) offsets, gain and discrepancy of one series."""
+    """(n, B, H, W) offsets, what classes get wrong, gain and discrepancy of one series."""
     count, bands, *shape = looks.data.shape
     offset = hyper.offset[looks.group] * looks.offset_sd * _normal(f"offset_{i}", (count, bands))
     gain = hyper.gain[looks.group] * looks.gain_sd * looks.level * _normal(f"gain_{i}", (bands,))
     total = (offset + gain)[:, :, None, None] * jnp.ones((1, 1, *shape))
+    if len(looks.patterns):
+        wrong = looks.by_class(hyper)[:, None] * _normal(f"classes_{i}", (count, bands, len(looks.patterns)))
+        total = total + jnp.einsum("nbj,jhw->nbhw", wrong, looks.patterns)
     if looks.correlated:
         covariance = looks.discrepancy_covariance(hyper)
         root = jnp.linalg.cholesky(covariance + 1e-5 * covariance[0, 0] * jnp.eye(count))

@@ -141,7 +141,8 @@ def _see(
 
 def _see_series(series: Looks, facts: Facts, sides: Sequence[Array], corner: Array, size: int) -> dict[str, Array]:
     """Sums over the pixels of each look, (n, ...), the overlap of their discrepancies (n, n) and their latent weights."""
-    seen, data, variance, uneven = (_cut(v, corner, size) for v in (facts["seen"], series.data, facts["variance"], series.uneven))
+    known = facts["seen"], series.data, facts["variance"], series.uneven, series.patterns
+    seen, data, variance, uneven, patterns = (_cut(v, corner, size) for v in known)
     weight, good = jnp.zeros(seen.shape), jnp.ones(len(seen), bool)
     for sign, side in zip((1.0, -1.0), sides, strict=True):
         share, toward = (_cut(v, corner, size) for v in (_share(series, side), series.footprint((side > 0).astype(side.dtype))))
@@ -155,12 +156,13 @@ def _see_series(series: Looks, facts: Facts, sides: Sequence[Array], corner: Arr
         weight = weight + jnp.where(asked, sign, 0.0) * part
     flat = weight.reshape(len(weight), -1)
     rough = flat * uneven.reshape(-1)
+    by_class = (jnp.einsum("nhw,jhw->nj", weight, patterns) ** 2).sum(1)
     whole = jax.lax.dynamic_update_slice(jnp.zeros(facts["seen"].shape), weight, (0, *corner))
     return {
         "good": good, "live": facts["live"], "latent": series.footprint.adjoint(whole), "total": flat.sum(1),
         "tau": series.tau if series.tau.ndim == 2 else _mean_day(series.tau, jnp.abs(whole)),
         "square": (flat**2).sum(1), "overlap": rough @ rough.T, "value": _summed(flat, data),
-        "white": _summed(flat**2, variance), "gain": flat.sum(1)[:, None] * facts["gain"],
+        "white": _summed(flat**2, variance) + by_class[:, None] * series.fleeting**2, "gain": flat.sum(1)[:, None] * facts["gain"],
     }
 
 
@@ -233,7 +235,8 @@ def _deal(picked: NDArray[np.intp], scale: str, rng: np.random.Generator) -> lis
 
 
 def _rows(
-    parts: list[Rows], gram: NDArray[Any], looks: Sequence[Looks], strength: NDArray[Any], scale: str, rng: np.random.Generator
+    parts: list[Rows], gram: NDArray[Any], looks: Sequence[Looks], judges: Sequence[NDArray[Any]], strength: NDArray[Any], scale: str,
+    rng: np.random.Generator,
 ) -> Iterator[Rows]:
     """The arrays of one probe over the looks that see it, one set for each hand of looks."""
     picked = np.flatnonzero(np.concatenate([p["good"] for p in parts]))
@@ -242,8 +245,8 @@ def _rows(
     amount = np.maximum(np.einsum("lnn,l->n", gram, strength), 1e-12)
     counts, alone = [len(p["good"]) for p in parts], all(s.coarse for s in looks)
     series = [
-        {**_channels(p, s, a), "sensor": np.full(n, int(s.group), np.int32), "judged": np.full(n, alone or not s.coarse, np.float64)}
-        for p, s, a, n in zip(parts, looks, np.split(amount, np.cumsum(counts)[:-1]), counts, strict=True)
+        {**_channels(p, s, a), "sensor": np.full(n, int(s.group), np.int32), "judged": j * (alone or not s.coarse)}
+        for p, s, j, a, n in zip(parts, looks, judges, np.split(amount, np.cumsum(counts)[:-1]), counts, strict=True)
     ]
     overlap = scipy.linalg.block_diag(*(p["overlap"] for p in parts))
     stated = np.repeat([float(s.discrepancy[1]) for s in looks], counts)
@@ -297,26 +300,27 @@ def _channels(seen: Rows, series: Looks, amount: NDArray[Any]) -> Rows:
     }
 
 
-def probe(views: Sequence[tuple[Sequence[Looks], Hierarchy]], hyper: Hyper, seed: int = 0) -> tuple[Probes, ...]:
+def probe(views: Sequence[tuple[Sequence[Looks], Hierarchy, Sequence[NDArray[Any]]]], hyper: Hyper, seed: int = 0) -> tuple[Probes, ...]:
     """All probes of a tile, in a batch for each of SIZES that occurs; empty where nothing was seen.
 
-    views: looks with the hierarchy that they judge, all of one tile.
+    views: looks, the hierarchy that foretells them and which of them judge it (`problem.View`), all of one tile.
     hyper: a guess of theta, which only sets how bands are weighed into channels.
     """
     rng = np.random.default_rng(seed)
     strength = np.mean(np.asarray(hyper.sd) ** 2, axis=1)
     found: list[tuple[str, Rows]] = []
-    for looks, hierarchy in views:
+    for looks, hierarchy, judges in views:
         fine = tuple(series for series in looks if not series.coarse)
         asked = list(contrasts(hierarchy, seed)) if looks else []
-        every, close = jax.device_get((tuple(looks), fine))  # once, not for every probe
+        all_looks, fine_looks = jax.device_get((tuple(looks), fine))  # once, not for every probe
+        every, close = (all_looks, judges), (fine_looks, [j for j, s in zip(judges, looks, strict=True) if not s.coarse])
         near = [bool(fine) and scale in ("object", "pixel") for scale, _, _ in asked]
         told: dict[int, tuple[list[Rows], NDArray[Any]]] = {}
         for able, flag in ((tuple(looks), False), (fine, True)):
             which = [i for i, one in enumerate(near) if one == flag]
             told |= zip(which, _seen(able, hierarchy, [asked[i][1:] for i in which]), strict=True)
         for i, (scale, _, _) in enumerate(asked):
-            found += [(scale, rows) for rows in _rows(*told[i], close if near[i] else every, strength, scale, rng)]
+            found += [(scale, rows) for rows in _rows(*told[i], *(close if near[i] else every), strength, scale, rng)]
     sized = [(size, [f for f in found if least < len(f[1]["value"]) <= size]) for least, size in pairwise((0, *SIZES))]
     return tuple(_stack(batch, size) for size, batch in sized if batch)
 

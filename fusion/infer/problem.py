@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,8 +20,10 @@ from fusion.infer.looks import Looks
 from fusion.process.hierarchy import Hierarchy, Hyper, build
 from fusion.process.landscape import Cover
 
-View = tuple[tuple[Looks, ...], Hierarchy]
-"""looks, and a hierarchy that is judged by them"""
+Judges = tuple[NDArray[np.float32], ...]
+"""(n,) of each series: 1 = what theta foretells of the look may be judged by it"""
+View = tuple[tuple[Looks, ...], Hierarchy, Judges]
+"""looks, a hierarchy that foretells some of them from all others, and which"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +31,7 @@ class Fold:
     """A hierarchy whose classes and segments were drawn from some of the fine looks, and who may judge it: the other looks."""
 
     hierarchy: Hierarchy
-    judges: tuple[NDArray[np.float32], ...]
-    """(n,) of each series, 1 or 0"""
-
-    def view(self, series: Sequence[Looks]) -> View:
-        """The problem's series with the looks that may not judge taken out."""
-        pairs = zip(series, self.judges, strict=True)
-        return tuple(replace(s, precision=s.precision * jnp.asarray(j)[:, None, None, None]) for s, j in pairs), self.hierarchy
+    judges: Judges
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +49,8 @@ class Problem:
     @property
     def views(self) -> list[View]:
         """What theta is learned from: the folds, or the problem itself where there are none."""
-        return [fold.view(self.series) for fold in self.folds] or [(self.series, self.hierarchy)]
+        folds = [(self.series, fold.hierarchy, fold.judges) for fold in self.folds]
+        return folds or [(self.series, self.hierarchy, tuple(np.ones(len(s.days), np.float32) for s in self.series))]
 
 
 def pose(
@@ -97,7 +93,7 @@ def pose(
     return Problem(hierarchy, series, medians.replace(noise=np.array(noise)), learned, folds)
 
 
-def _judges(series: Sequence[Looks], half: Cover, landscape: Landscape, cube: Cube) -> tuple[NDArray[np.float32], ...]:
+def _judges(series: Sequence[Looks], half: Cover, landscape: Landscape, cube: Cube) -> Judges:
     """(n,) of each series, 0 for fine looks whose images the cover was drawn from."""
     drawn = {(key[0], key[2]) for key, load in zip(landscape.keys, np.abs(half.loadings).max(0), strict=True) if load > 0}
     return tuple(

@@ -84,7 +84,7 @@ def evidence(views: Sequence[View], hyper: Hyper, prior: tuple[Any, Any] | None,
     size = Hyper.size(hyper.rank, len(hyper.sensors))
     mean, sd = prior if prior is not None else (np.zeros(size), np.ones(size))
     known = jnp.asarray(mean, jnp.float32), jnp.asarray(sd, jnp.float32)
-    series, hierarchy = views[0]
+    series, hierarchy, _ = views[0]
     if len(views) == 1 and count(hierarchy) <= TINY:
         return tuple(series), hierarchy, known
     # Without the tile's own spaces all tiles of one calendar share a compile.
@@ -204,12 +204,12 @@ def start(
 ) -> Start:
     """Probes of the looks and the Laplace approximation of what they say, the ascent begun at the prior mean or `near`.
 
-    views: looks with the hierarchy that they judge, as `Problem.views` gives them. hyper: names the sensors and guesses theta.
+    views: what foretells which looks, as `Problem.views` gives them. hyper: names the sensors and guesses theta.
     prior: mean and sd (D,) of u, as `mixture.aligned` gives it; None = N(0, I).
     Fewer than two fine looks judge nothing: the answer is the prior then; without any data with status NO_DATA.
     """
     known = evidence(views, hyper, prior, seed)
-    status = Status.OK if any(series for series, _ in views) else Status.NO_DATA
+    status = Status.OK if any(series for series, *_ in views) else Status.NO_DATA
     if not known[0]:
         mean, sd = (np.asarray(v, np.float64) for v in known[2])
         return Start(known, mean, np.diag(sd), hyper.rank, hyper.sensors, status, {})

@@ -59,6 +59,8 @@ class Observation:
     """what the footprint was made from, so that an engine may vary width and shift (`footprint`, `tangents`)"""
     notes: tuple[str, ...] = ()
     simulated: bool = False
+    fleeting_sd: NDArray[np.float32] | None = None
+    """(B,) sd of what each look of a coarse sensor gets wrong anew in its cells, part of the white noise in `precision`; None = not known"""
 
     @property
     def seen(self) -> float:

@@ -65,7 +65,7 @@ def look(
         sensor=sensor, scene_id=f"{sensor}-{number}", bands=tuple(map(str, range(bands))),
         data=np.zeros(precision.shape, np.float32), precision=precision, layer=layer,
         offset_sd=np.full(bands, offset), gain_sd=np.full(bands, gain), residual_var=np.full(bands, residual),
-        discrepancy_sd=discrepancy * _uneven(footprint), discrepancy_days=10.0, when=day,
+        discrepancy_sd=discrepancy * _uneven(footprint), discrepancy_days=10.0, when=day, fleeting_sd=None,
     )
 
 
