@@ -345,7 +345,6 @@ def _with(obs: Observation, learned: Learned, foot: Footprint, scale: Array) -> 
         obs, data=data, precision=precision, offset_sd=offset.astype(np.float32), layer=Layer.of(foot, turned(colour), turned(mean), tau),
         bands=tuple(f"pseudo-{i + 1}" for i in range(len(turn))) if pseudo else obs.bands,
         gain_sd=np.zeros_like(obs.gain_sd) if pseudo else obs.gain_sd,
-        residual_var=turned(obs.residual_var, turn**2).astype(np.float32),
+        residual_var=turned(obs.residual_var, turn**2).astype(np.float32), fleeting_sd=learned.white_sd.astype(np.float32) if lasting else None,
         discrepancy_sd=(lasting * np.sqrt(scale)).astype(np.float32), discrepancy_days=learned.days, notes=(*obs.notes, note),
-        fleeting_sd=learned.white_sd.astype(np.float32) if lasting else None,
     )
