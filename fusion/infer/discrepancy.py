@@ -21,7 +21,7 @@ PRIOR_LOOKS = 2.0
 TOGETHER = 0.6
 """of the variance of what a look gets wrong anew, what classes get wrong together (fusion/DESIGN.md)"""
 PATTERNS = 8
-"""patterns that stand for all classes: nine tenths of what these do to cells"""
+"""patterns that stand for all classes, about nine tenths of what these do to cells (fusion/DESIGN.md)"""
 
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.96, 0.98)
 """tried shares of the error variance that go with the variety of the ground"""

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from fusion.infer.contrasts import Plane, contrasts
 from fusion.infer.looks import BUCKETS, Looks
+from fusion.infer.problem import View
 from fusion.process.hierarchy import LEVELS, Hierarchy, Hyper
 from fusion.process.space import Objects, Pixels, Smooth, Weights
 
@@ -300,10 +301,10 @@ def _channels(seen: Rows, series: Looks, amount: NDArray[Any]) -> Rows:
     }
 
 
-def probe(views: Sequence[tuple[Sequence[Looks], Hierarchy, Sequence[NDArray[Any]]]], hyper: Hyper, seed: int = 0) -> tuple[Probes, ...]:
+def probe(views: Sequence[View], hyper: Hyper, seed: int = 0) -> tuple[Probes, ...]:
     """All probes of a tile, in a batch for each of SIZES that occurs; empty where nothing was seen.
 
-    views: looks, the hierarchy that foretells them and which of them judge it (`problem.View`), all of one tile.
+    views: looks, the hierarchy that foretells them and which of them judge it, all of one tile.
     hyper: a guess of theta, which only sets how bands are weighed into channels.
     """
     rng = np.random.default_rng(seed)
@@ -313,7 +314,7 @@ def probe(views: Sequence[tuple[Sequence[Looks], Hierarchy, Sequence[NDArray[Any
         fine = tuple(series for series in looks if not series.coarse)
         asked = list(contrasts(hierarchy, seed)) if looks else []
         all_looks, fine_looks = jax.device_get((tuple(looks), fine))  # once, not for every probe
-        every, close = (all_looks, judges), (fine_looks, [j for j, s in zip(judges, looks, strict=True) if not s.coarse])
+        every, close = (all_looks, judges), (fine_looks, tuple(j for j, s in zip(judges, looks, strict=True) if not s.coarse))
         near = [bool(fine) and scale in ("object", "pixel") for scale, _, _ in asked]
         told: dict[int, tuple[list[Rows], NDArray[Any]]] = {}
         for able, flag in ((tuple(looks), False), (fine, True)):
