@@ -23,14 +23,14 @@ demo: $(READY)  ## simulate three sensors, fuse them, leave a cube and pictures 
 	$(BIN)/python -m fusion.demo demo
 
 test: $(READY)  ## the test suite (long studies: make test ARGS=--slow)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(READY)  ## lint, types, documentation built strictly, the demo and the notebooks executed on it
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mkdocs build --strict --quiet
 	test -f demo/demo.png || $(MAKE) demo
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --timeout=900 notebooks
+	$(BIN)/python -m pytest --numprocesses=2 --nbmake --nbmake-timeout=600 --timeout=900 notebooks
 
 bench: $(READY)  ## every benchmark table (the real-data rows need FUSION_SHARED or ../shared)
 	@for b in layers spectral_prior spectral_fusion speed accuracy scale; do echo "== $$b"; $(BIN)/python -m benchmarks.$$b || exit 1; done

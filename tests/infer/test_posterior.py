@@ -85,11 +85,12 @@ def test_bad_data_end_in_a_status(posed: tuple[World, Cube], case: str) -> None:
 def test_much_data_leaves_the_prior_behind(posed: tuple[World, Cube]) -> None:
     w, cube = posed
     look = next(o for o in w.observations if o.sensor == "fine")
-    colour = np.eye(K)
-    data = np.full((K, Y, X), 0.05, np.float32)
-    layer = type(look.layer)(**{**vars(look.layer), "colour": colour, "mean": np.full(K, 0.2), "tau": np.eye(T, dtype=np.float32)[2]})
-    none = np.zeros(K)
-    clear = {"data": data, "precision": np.full(data.shape, 1e6, np.float32), "bands": ("a", "b", "c")[:K]}
+    bands = len(look.bands)  # every component by itself, the last one twice
+    data = np.full((bands, Y, X), 0.05, np.float32)
+    colour = np.eye(K)[np.minimum(np.arange(bands), K - 1)]
+    layer = type(look.layer)(**{**vars(look.layer), "colour": colour, "mean": np.full(bands, 0.2), "tau": np.eye(T, dtype=np.float32)[2]})
+    none = np.zeros(bands)
+    clear = {"data": data, "precision": np.full(data.shape, 1e6, np.float32)}
     sure = _with(look, **clear, layer=layer, offset_sd=none, gain_sd=none, residual_var=none)
     got = fit([sure], cube, **SETTINGS)
     np.testing.assert_allclose(got.mean[2], 0.05, atol=2e-3)
