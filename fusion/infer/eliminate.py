@@ -176,13 +176,16 @@ def _factor(schur: Array) -> Array:
     """
     schur = schur + 1.0001 * jnp.eye(len(schur))
 
-    def lower(share: float) -> Array:
-        raised = schur + share * jnp.diag(jnp.abs(schur).sum(0) + jnp.abs(schur).sum(1)) if share else schur
-        return jax.lax.linalg.cholesky(raised, symmetrize_input=False)
+    def spoiled(state: tuple[Array, Array]) -> Array:
+        return (state[0] < len(RAISED)) & ~jnp.isfinite(state[1]).all()
 
-    found = lower(0.0)
-    for share in RAISED:
-        found = jax.lax.cond(jnp.isfinite(found).all(), lambda found: found, lambda _, share=share: lower(share), found)
+    def raised(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        sums = jnp.abs(schur).sum(0) + jnp.abs(schur).sum(1)
+        more = schur + jnp.diag(jnp.asarray(RAISED)[state[0]] * sums)
+        return state[0] + 1, jax.lax.linalg.cholesky(more, symmetrize_input=False)
+
+    first = jax.lax.linalg.cholesky(schur, symmetrize_input=False)
+    found = jax.lax.while_loop(spoiled, raised, (jnp.asarray(0), first))[1]
     return invert_lower(found)
 
 

@@ -167,22 +167,26 @@ class Looks:
         white = self.precision_for(hyper, weights)
         bands = self.colour.shape[0]
 
-        def one(scene: Array, kind: int) -> Array:
-            return keyed_normal(jax.random.fold_in(jax.random.fold_in(key, kind), scene), self.rows, self.cols, bands)
+        def own(kind: int) -> Array:
+            """(n, B, H, W)"""
+            return jax.vmap(lambda i: keyed_normal(jax.random.fold_in(jax.random.fold_in(key, kind), i), self.rows, self.cols, bands))(self.ids)
 
-        out = jax.vmap(lambda i: one(i, 0))(self.ids) * jnp.where(white > 0, 1 / jnp.sqrt(jnp.where(white > 0, white, 1.0)), 0.0)
+        def common(kind: int, names: Array, *shape: int) -> Array:
+            """(names, *shape)"""
+            return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, kind), i), shape))(names)
+
+        out = own(0) * jnp.where(white > 0, 1 / jnp.sqrt(jnp.where(white > 0, white, 1.0)), 0.0)
         if self.correlated:
             covariance = self.discrepancy_covariance(hyper) + 1e-12 * jnp.eye(len(self.days))
             root = jnp.linalg.cholesky(covariance + 1e-5 * covariance[0, 0] * jnp.eye(len(self.days)))
-            out = out + jnp.einsum("nm,mbhw->nbhw", root, jax.vmap(lambda i: one(i, 1))(self.ids)) * self.uneven
-        shift = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, 2), i), (bands,)))(self.ids)
-        common = jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, 3), zlib.crc32(self.sensor.encode())), (bands,))
+            out = out + jnp.einsum("nm,mbhw->nbhw", root, own(1)) * self.uneven
+        shift = common(2, self.ids, bands)
+        factor = common(3, jnp.asarray([zlib.crc32(self.sensor.encode())], jnp.uint32), bands)[0]
         if len(self.patterns):
-            often = (bands, self.loadings.shape[1])
-            wrong = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, 4), i), often))(self.ids)
+            wrong = common(4, self.ids, bands, self.loadings.shape[1])
             out = out + jnp.einsum("jhw,jc,nbc,b->nbhw", self.patterns, self.loadings, wrong, self.by_class(hyper), optimize=True)
         bare = self.noise_columns(hyper)
-        return out + (bare[0] * shift)[:, :, None, None] + bare[1] * common[None, :, None, None]
+        return out + (bare[0] * shift)[:, :, None, None] + bare[1] * factor[None, :, None, None]
 
     def noise_columns(self, hyper: Hyper) -> tuple[Array, Array]:
         """(offset sd (B,), gain column (n, B, H, W))."""
