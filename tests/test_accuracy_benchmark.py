@@ -11,6 +11,7 @@ from scipy import ndimage
 from scipy.stats import norm
 
 from benchmarks.accuracy import score
+from benchmarks.limits import best, explained, left, parts
 from benchmarks.pairs import Case, Pair, cases, observations, read
 from benchmarks.peers.naive import predictions
 from fusion.infer.empirical import calibrated
@@ -55,6 +56,29 @@ def test_hidden_pixels_do_not_count() -> None:
     truth = np.full((1, 4, 4), 0.2)
     truth[0, 0, 0] = np.nan
     assert score(np.full((1, 4, 4), 0.3), truth, np.ones((1, 4, 4))).rmse == pytest.approx(0.1)
+
+
+def test_parts_of_an_error_add_up_and_go_to_their_scale() -> None:
+    rng = np.random.default_rng(5)
+    error = rng.normal(size=(16, 24)) + 0.5
+    error[:3, :7] = np.nan
+    assert parts(error, 8).sum() == pytest.approx(np.nanmean(error**2))
+    chequered = np.kron(np.where(np.indices((2, 4)).sum(0) % 2, 0.3, -0.3), np.ones((8, 8)))
+    np.testing.assert_allclose(parts(0.2 + chequered, 8), [0.04, 0.09, 0.0], atol=1e-12)
+
+
+def test_a_rule_fitted_to_hidden_images_finds_what_the_coarse_sensor_tells() -> None:
+    pair = world(0.0, (0, 0), 0.0, 0.0)
+    away = np.random.default_rng(6).normal(size=(CELLS, CELLS)) * 0.02
+    pair.fine[1, 0] += np.kron(away, np.ones((RATIO, RATIO)))
+    pair.coarse[1, 0] += 2 * away + 0.1
+    case = Case(pair, "cia", (0, 2), 1)
+    (found,) = left(case, pair.fine[0])
+    assert np.nanstd(found.truth) == pytest.approx(away.std(), rel=1e-6)
+    assert explained(*(plane - plane.mean() for plane in found.cells)) == pytest.approx(1.0)
+    assert best([found], [])[0] == pytest.approx(np.sqrt((away**2).mean()))
+    assert best([found], ["coarse", "coarse mean"])[0] < 1e-9
+    assert best([found], ["coarse"])[0] > 0.002  # its mean is wrong by half of .1
 
 
 @pytest.mark.parametrize(("shift", "expected"), [((0, 0), (0.0, 0.0)), ((4, 0), (120.0, 0.0)), ((0, -4), (0.0, 120.0))])

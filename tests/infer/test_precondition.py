@@ -49,7 +49,7 @@ def scene(cell: int, patch: int, sigma: float = 0.002) -> Any:
     return hierarchy, stack(looks, hierarchy, sensors, float), Hyper.default(K, sensors)
 
 
-@pytest.mark.parametrize("patch", [0, 48])
+@pytest.mark.parametrize("patch", [48, pytest.param(0, marks=pytest.mark.slow)])
 def test_small_cells_that_pixels_hang_on_do_not_slow_the_solver(patch: int) -> None:
     hierarchy, series, hyper = scene(4, patch)
     told = told_to_pixels(series)
