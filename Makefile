@@ -33,7 +33,7 @@ check: $(READY)  ## lint, types, documentation built strictly, the demo and the 
 	$(BIN)/python -m pytest --numprocesses=2 --nbmake --nbmake-timeout=600 --timeout=900 notebooks
 
 bench: $(READY)  ## every benchmark table (the real-data rows need FUSION_SHARED or ../shared)
-	@for b in layers spectral_prior spectral_fusion speed accuracy scale; do echo "== $$b"; $(BIN)/python -m benchmarks.$$b || exit 1; done
+	@for b in layers spectral_prior spectral_fusion speed accuracy limits scale; do echo "== $$b"; $(BIN)/python -m benchmarks.$$b || exit 1; done
 
 docs: $(READY)  ## the documentation site in ./site
 	$(BIN)/mkdocs build --strict
