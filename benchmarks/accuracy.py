@@ -97,7 +97,13 @@ def blurred(sensor: Sensor, grid: Grid, mean: Array, sd: Array, draws: Array) ->
 
 
 def ours(case: Case, engine: str, setting: dict[str, Any], basis: SpectralBasis | None = None) -> Score:
-    """The product's own score on a case; learning of the coarse sensor is part of the fit and timed with it.
+    """The product's own score on a case; learning of the coarse sensor is part of the fit and timed with it.  basis: as of `fused`."""
+    mean, sd, seconds = fused(case, engine, setting, basis)
+    return score(mean, case.truth, sd, seconds)
+
+
+def fused(case: Case, engine: str, setting: dict[str, Any], basis: SpectralBasis | None = None) -> tuple[Array, Array, float]:
+    """(mean, sd, seconds of the fit) of the hidden image of a case, as `predicted`.
 
     basis: of the latent field, instead of the bands themselves.
     """
@@ -105,8 +111,7 @@ def ours(case: Case, engine: str, setting: dict[str, Any], basis: SpectralBasis 
     start = time.perf_counter()
     posterior = fit(looks, cube, engine=engine, draws=DRAWS, **setting)
     seconds = time.perf_counter() - start
-    mean, sd = predicted(posterior, case, cube)
-    return score(mean, case.truth, sd, seconds)
+    return *predicted(posterior, case, cube), seconds
 
 
 def main() -> None:

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.accuracy import DRAWS, SETTING, predicted
-from benchmarks.pairs import Case, Pair, cases, observations, read
+from benchmarks.accuracy import SETTING, fused
+from benchmarks.pairs import Case, Pair, cases, read
 from benchmarks.peers import naive
-from fusion.infer import fit
 
 Array = NDArray[np.float64]
 SCALES = ("whole image", "cells", "inside cells")
@@ -61,8 +60,7 @@ def main() -> None:
         found = []
         for case in (c for c in cases(pair) if c.protocol in ("loo", "cia")):
             console.print(f"{name} {pair.fine_dates[case.target]}", style="dim")
-            looks, cube = observations(case)
-            mean, _ = predicted(fit(looks, cube, engine="gaussian", draws=DRAWS, **SETTING), case, cube)
+            mean, _, _ = fused(case, "gaussian", SETTING)
             found.append(left(case, mean))
         for table in (scales(pair, found), told(pair, found), rules(pair, found)):
             console.print(table)
@@ -83,7 +81,7 @@ def left(case: Case, ours: Array) -> list[Left]:
     out = []
     for band, truth in enumerate(case.truth - line):
         features = {name: plane[band] for name, plane in planes.items()}
-        features |= {f"{name} mean": np.full(truth.shape, plane.mean()) for name, plane in features.items()}
+        features |= {f"{name} mean": np.full(truth.shape, features[name].mean()) for name in ("coarse", "before", "after")}
         out.append(Left(truth, features, (_cells(truth, pair.ratio), _cells(features["coarse"], pair.ratio))))
     return out
 
@@ -126,7 +124,7 @@ def told(pair: Pair, found: Sequence[Sequence[Left]]) -> Table:
     for column in ("band", "cells about their mean", "whole images", "... without the largest"):
         out.add_column(column, justify="left" if column == "band" else "right")
     for band, name in enumerate(pair.bands):
-        seen = [(fine[ok], coarse[ok]) for fine, coarse in (case[band].cells for case in found) for ok in [np.isfinite(fine)]]
+        seen = [(fine[np.isfinite(fine)], coarse[np.isfinite(fine)]) for fine, coarse in (case[band].cells for case in found)]
         inside = [np.concatenate([one[i] - one[i].mean() for one in seen]) for i in (0, 1)]
         means = np.array([[a.mean(), b.mean()] for a, b in seen])
         others = np.delete(means, np.abs(means[:, 0]).argmax(), axis=0)

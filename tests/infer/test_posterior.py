@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {"engine": "gaussian", "classes": 4, "segment": 4, "s
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_in_haste(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Five programs for a few hundred pixels: nearly all of the time is compiling. --slow tests them as users run them."""
+    """Five programs for a hundred pixels: nearly all of the time is compiling. --slow tests them as users run them."""
     jax.config.update("jax_disable_most_optimizations", not request.config.getoption("--slow"))
     yield
     jax.config.update("jax_disable_most_optimizations", False)
