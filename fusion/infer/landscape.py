@@ -48,7 +48,7 @@ class Survey:
     series: Mapping[str, tuple[bool, int, Array, Array]]
     """sensor -> (is it coarse, its looks, (J, T) series of places' deviations, (J, T) weights)"""
     change: Mapping[str, NDArray[np.float32]]
-    """sensor -> (B, Q, h, w) how much each band changed over time in the patches (`changes`); sensors with one look are not there"""
+    """coarse sensor -> (B, Q, h, w) how much each band changed over time in the patches (`changes`); one with one look is not there"""
     sights: Mapping[str, Sight]
     """by sensor"""
     cell: float | None
@@ -110,7 +110,7 @@ class Landscape:
         if first == 0:
             return self
         kept = [i for i, key in enumerate(self.keys) if key[2] >= first]
-        cover, *halves = (replace(c, mean=c.mean[kept], loadings=c.loadings[:, kept]) for c in (self.cover, *self.halves))
+        cover, *halves = (c.part(kept) for c in (self.cover, *self.halves))
         keys = tuple((sensor, band, t - first) for sensor, band, t in (self.keys[i] for i in kept))
         part = None if self.empirical is None else self.empirical[first:, first:]
         return replace(self, keys=keys, cover=cover, halves=tuple(halves), empirical=None if part is None else part / np.mean(np.diag(part)))
@@ -127,7 +127,7 @@ class Landscape:
         """The inverse of `to_arrays`.  Raises StoreError for arrays that an earlier version wrote."""
         told = json.loads(arrays["told"].tobytes())
         lost = {f.name for f in fields(Learned)}.difference(*told["learned"]) if told["learned"] else set()
-        if missing := ({"colour", "prior", "cover0/lively"} - set(arrays)) | lost:
+        if missing := ({"colour", "prior", "cover0/step"} - set(arrays)) | lost:
             raise StoreError(
                 f"a landscape was asked for and one without {', '.join(sorted(missing))} was found: its cube was begun with an earlier version; "
                 "make a new cube of the same job"
@@ -168,7 +168,7 @@ def surveyed(
     told = coarse or useful
     names = sorted({o.sensor for o in told}) if len(cube.calendar) > 1 else []
     series = {n: (bool(coarse), sum(o.sensor == n for o in told), *_series([o for o in told if o.sensor == n], cube)) for n in names}
-    found = {name: changes([o for o in useful if o.sensor == name]) for name in sights}
+    found = {name: changes([o for o in coarse if o.sensor == name]) for name in sorted({o.sensor for o in coarse})}
     change = {name: cut(planes) for name, planes in found.items() if planes is not None}
     return Survey(keys, cut(stack), series, change, sights, _cell(coarse, cube) if coarse else None, learned)
 
@@ -189,7 +189,14 @@ def learn(surveys: Sequence[Survey], cube: Cube, *, classes: int = 64, seed: int
     cells = sorted(s.cell for s in surveys if s.cell is not None)
     colour, prior = adapted(cube.basis.prior, [s.sights for s in surveys])
     change = _change(surveys)
-    covers = [Cover.learn(part, count=classes, seed=seed, change=change) for part in (patches, *(_halves(keys, patches) if halved else ()))]
+    bands: dict[str, set[str]] = {}
+    for sensor, band, _ in keys:
+        bands.setdefault(sensor, set()).add(band)
+    share = np.array([1 / len(bands[key[0]]) for key in keys])
+    covers = [
+        Cover.learn(part, count=classes, seed=seed, before=_before(keys, part), share=share, change=change)
+        for part in (patches, *(_halves(keys, patches) if halved else ()))
+    ]
     return Landscape(
         keys, covers[0], tuple(covers[1:]), colour, prior, cells[len(cells) // 2] if cells else 16.0, _empirical(surveys, cube),
         pooled([one for s in surveys for one in s.learned]),
@@ -212,8 +219,19 @@ def _halves(keys: Sequence[Key], patches: NDArray[np.float32]) -> list[NDArray[n
     return [np.where(one[:, None, None, None], patches, np.nan) for one in mine]
 
 
+def _before(keys: Sequence[Key], patches: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(N,) the plane before it in time of the same sensor and band, among those that show anything; -1 = none."""
+    out = np.full(len(keys), -1)
+    last: dict[tuple[str, str], int] = {}
+    for i in sorted(range(len(keys)), key=lambda i: keys[i][2]):
+        if np.isfinite(patches[i]).any():
+            out[i] = last.get(keys[i][:2], -1)
+            last[keys[i][:2]] = i
+    return out
+
+
 def _change(surveys: Sequence[Survey]) -> NDArray[np.float64]:
-    """(Q, h, w) over the patches of all surveys: the mean over sensors of their mean over bands, each band's average 1; NaN = unknown."""
+    """(Q, h, w) over the patches of all surveys: the mean over coarse sensors of their mean over bands, each band's average 1; NaN = unknown."""
     told = [np.full((1, sum(s.patches.shape[1] for s in surveys), *surveys[0].patches.shape[2:]), np.nan)]
     for name in sorted({name for s in surveys for name in s.change}):
         bands = max(len(s.change[name]) for s in surveys if name in s.change)
@@ -287,7 +305,7 @@ def _keys(rows: Sequence[Any]) -> tuple[Key, ...]:
 
 
 def _cover(arrays: Mapping[str, NDArray[Any]], name: str) -> Cover:
-    part = {field: arrays[f"{name}/{field}"] for field in ("mean", "loadings", "centres", "lively")}
+    part = {field: arrays[f"{name}/{field}"] for field in ("mean", "loadings", "centres", "lively", "before", "share", "step", "swing")}
     return Cover(**part, width=float(arrays[f"{name}/width"]), slope=float(arrays[f"{name}/slope"]))
 
 

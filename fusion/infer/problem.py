@@ -82,7 +82,7 @@ def pose(
         return build(
             cube.calendar.days, landscape.prior, landscape.colour, kinds, cover.segments(seen, segment, origin),
             origin=origin, spacing=spacing or landscape.spacing, ranks=ranks, empirical=landscape.empirical,
-            liveliness=cover.liveliness(kinds), capacity=int(np.prod([n // segment + 2 for n in cube.grid.shape])),
+            liveliness=cover.liveliness(kinds, planes), capacity=int(np.prod([n // segment + 2 for n in cube.grid.shape])),
         )
 
     hierarchy, sensors = arranged(landscape.cover), tuple(sorted({o.sensor for o in useful}))

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 from skimage.segmentation import watershed
 
+from fusion.process import liveliness
+
 Planes = NDArray[np.floating]
 PARTS = 12
 """principal components that the landscape is read from"""
@@ -22,7 +24,7 @@ FADE = 0.5
 ALIKE = 30
 """pixels of a class that count as much as the belief that it changes as much as the others"""
 LIVELIEST = 4.0
-"""no class's variance is further than this factor from the average"""
+"""no class's and no pixel's variance is further than this factor from the average"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +43,24 @@ class Cover:
     """mean length of the features' gradient, per pixel"""
     lively: NDArray[np.float64]
     """(C or 1,) how much the pixels of a class change, as a variance in units of the average over the ground"""
+    before: NDArray[np.int64]
+    """(N,) the plane of the same band before it, -1 = none"""
+    share: NDArray[np.float64]
+    """(N,) 1 / bands of its sensor"""
+    step: NDArray[np.float64]
+    """(N,) mean over the ground of what changed since the plane before"""
+    swing: NDArray[np.float64]
+    """(N,) variance over the ground of it (`liveliness.usual`)"""
 
     @classmethod
-    def learn(cls, patches: Planes, *, count: int = 64, seed: int = 0, change: Planes | None = None) -> Cover:
-        """From patches (N, Q, h, w) of the planes, NaN = missing; Q = 1: a whole image.  change: (Q, h, w) how much places changed.
+    def learn(
+        cls, patches: Planes, *, count: int = 64, seed: int = 0, before: NDArray[np.integer] | None = None, share: NDArray[np.floating] | None = None,
+        change: Planes | None = None,
+    ) -> Cover:
+        """From patches (N, Q, h, w) of the planes, NaN = missing; Q = 1: a whole image.
+
+        before, share: (N,) as the cover has them, default no plane has one before it.  change: (Q, h, w) how much places change, any unit,
+        for where no plane has one before it.
 
         Features are half-whitened principal components: each is divided by the root of its sd, so that weak contrasts count but noise
         does not. Classes are k-means centres of the features, their width half the median squared distance between neighbouring
@@ -65,11 +81,26 @@ class Cover:
             order = order[values[order] > 1e-6 * values.max()]
             loadings = np.zeros((len(order), planes))
             loadings[:, keep] = vectors[:, order].T / values[order][:, None] ** 0.25
-        bare = cls(mean, loadings, np.zeros((0, len(loadings))), 1.0, 1.0, np.ones(1))
+        since = np.full(planes, -1) if before is None else np.asarray(before, np.int64)
+        parts = np.ones(planes) if share is None else np.asarray(share, np.float64)
+        steps = liveliness.differences(patches, since)
+        usual = liveliness.usual(steps)
+        bare = cls(mean, loadings, np.zeros((0, len(loadings))), 1.0, 1.0, np.ones(1), since, parts, *usual)
         found = bare.features(patches.reshape(planes, number * shape[0], shape[1])).reshape(-1, number, *shape)
         inner = _slope(found)[:, 1:-1, 1:-1] if number > 1 and min(shape) > 2 else _slope(found)
-        alike = cls(mean, loadings, *_centres(found.reshape(len(found), -1).T, count, seed), max(float(inner.mean()), 1e-12), np.ones(1))
-        return alike if change is None else replace(alike, lively=_lively(alike.classes(found, max(len(alike.centres), 1)), change))
+        centres, width = _centres(found.reshape(len(found), -1).T, count, seed)
+        alike = replace(bare, centres=centres, width=width, slope=max(float(inner.mean()), 1e-12))
+        kinds = alike.classes(found, max(len(centres), 1))
+        own, seen = liveliness.change(steps, *usual, parts)
+        told = np.where(seen > 0, own, np.nan) if seen.any() else change
+        return alike if told is None else replace(alike, lively=_lively(kinds, told))
+
+    def part(self, planes: list[int]) -> Cover:
+        """The same for some of the planes, in this order."""
+        place = {plane: i for i, plane in enumerate(planes)}
+        some = {name: getattr(self, name)[planes] for name in ("mean", "share", "step", "swing")}
+        before = np.array([place.get(int(self.before[plane]), -1) for plane in planes], np.int64)
+        return replace(self, loadings=self.loadings[:, planes], before=before, **some)
 
     def features(self, stack: Planes) -> NDArray[np.float64]:
         """(F, Y, X) of a stack (N, Y, X) of the planes, NaN = missing.
@@ -97,9 +128,16 @@ class Cover:
         out[: len(self.centres)] = weight / np.sqrt((weight**2).sum(0))
         return out.reshape(count, *found.shape[1:])
 
-    def liveliness(self, classes: Planes) -> NDArray[np.float32]:
-        """(Y, X) root of the variance of change that memberships (C, Y, X) give each pixel, in units of the average over the ground."""
-        return np.sqrt(np.tensordot(self.lively, classes[: len(self.lively)].astype(np.float64) ** 2, 1)).astype(np.float32)
+    def liveliness(self, classes: Planes, stack: Planes) -> NDArray[np.float32]:
+        """(Y, X) root of how much each pixel changes, as a variance in units of the average over the ground.
+
+        classes: (C, Y, X) memberships. stack: (N, Y, X) of the planes.
+        """
+        group = np.tensordot(self.lively, classes[: len(self.lively)].astype(np.float64) ** 2, 1)
+        own = liveliness.change(liveliness.differences(stack, self.before), self.step, self.swing, self.share)
+        return np.sqrt(np.clip(liveliness.shrunk(*own, group), 1 / LIVELIEST, LIVELIEST)).astype(np.float32)
+
+        return np.sqrt(np.clip(liveliness.shrunk(*own, group), LIVELIEST**-2, LIVELIEST**2)).astype(np.float32)
 
     def segments(self, found: NDArray[np.float64], size: int = 8, origin: tuple[int, int] = (0, 0)) -> NDArray[np.int32]:
         """(Y, X) labels of compact segments of about size x size pixels whose borders follow the edges of the features.

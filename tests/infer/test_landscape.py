@@ -101,6 +101,10 @@ def test_tiles_with_one_landscape_see_the_same_ground(two: Any) -> None:
         differ[name] = np.abs(left[..., here] - right[..., there]).max()
     assert differ["together"] < 1e-4
     assert differ["alone"] > 0.1
+    # what it showed itself counts against means of the whole area, so that both windows find the same liveliness
+    for name, alike in (("alone", False), ("together", True)):
+        left, right = (np.asarray(h.liveliness) for h in found[name])
+        assert (np.abs(left[:, here] - right[:, there]).max() < 1e-4) == alike
     # and the same borders between segments
     edges = [np.diff(np.asarray(h.spaces["object"].label), axis=1) != 0 for h in found["together"]]
     inner = edges[0][3:-3, here.start + 2 : here.stop - 3] == edges[1][3:-3, there.start + 2 : there.stop - 3]
@@ -208,7 +212,7 @@ def test_a_look_never_judges_classes_that_were_drawn_from_it(two: Any) -> None:
         moved = [replace(o, data=o.data[..., ::-1].copy()) if t == turned else o for t, o in enumerate(looks)]
         there = pose(moved, cube, origin=origin, folded=True)
         for fold, other, judge in zip(problem.folds, there.folds, judged[:, turned], strict=True):
-            before, after = (tuple(f.hierarchy.spaces[name] for name in ("class", "object")) for f in (fold, other))
+            before, after = ((*(f.hierarchy.spaces[name] for name in ("class", "object")), f.hierarchy.liveliness) for f in (fold, other))
             assert equal(before, after) == bool(judge)
     for series, _, judges in problem.views:
         assert series == problem.series  # looks that do not judge are still there to foretell the others
