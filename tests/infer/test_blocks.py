@@ -53,6 +53,7 @@ def test_kept_is_what_was_computed_also_side_by_side_and_for_nan() -> None:
     assert np.isfinite(spoiled[1]).all()
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("kind", ["fine", "plain"])
 def test_preconditioner_inverts_the_pixels(kind: str) -> None:
     """Where only pixels vary and looks are sharp and without common errors, M^-1 Q is the identity."""

@@ -37,6 +37,8 @@ def test_mean_sd_and_draws_are_those_of_the_dense_posterior(kind: str) -> None:
     assert (got / told).mean() == pytest.approx(1, abs=0.1)
 
 
+# from here on: one program each for a hundred pixels, run once
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize(("off", "mean_off", "most_off"), [(None, 0.04, 0.15), ("class", 0.05, 0.15), ("pixel", 0.2, 2.0)])
 def test_closed_form_sd_without_coarse_looks(off: str | None, mean_off: float, most_off: float) -> None:
     """off: a level of next to no variance; without pixels of their own the objects' mean weights are all that is known of places."""
@@ -52,6 +54,7 @@ def test_closed_form_sd_without_coarse_looks(off: str | None, mean_off: float, m
     assert np.abs(ratio - 1).max() < most_off
 
 
+@pytest.mark.usefixtures("hasty")
 def test_noise_is_inverted_exactly() -> None:
     w = world("plain")
     w.simulate(3)
@@ -63,6 +66,7 @@ def test_noise_is_inverted_exactly() -> None:
     assert log_det == pytest.approx(-np.linalg.slogdet(noise)[1], rel=1e-3)
 
 
+@pytest.mark.usefixtures("hasty")
 def test_likelihood_is_the_noise_density() -> None:
     w = world("fine")
     w.simulate(4)
@@ -73,6 +77,7 @@ def test_likelihood_is_the_noise_density() -> None:
     assert float(density(zero, w.hierarchy, w.series, w.hyper)) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.usefixtures("hasty")
 def test_theta_has_a_slope_where_values_are_missing() -> None:
     w = world("plain")
     w.simulate(6)
@@ -82,6 +87,7 @@ def test_theta_has_a_slope_where_values_are_missing() -> None:
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(slopes)), s.sensor
 
 
+@pytest.mark.usefixtures("hasty")
 def test_operator_and_preconditioner_are_symmetric() -> None:
     w = world("plain")
     w.simulate(5)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from affine import Affine
@@ -20,15 +18,8 @@ from fusion.errors import JobError
 from fusion.infer import Status, fit
 from tests.infer.oracle import K, T, World, X, Y, world
 
+pytestmark = pytest.mark.usefixtures("hasty")  # five programs for a hundred pixels
 SETTINGS: dict[str, Any] = {"engine": "gaussian", "classes": 4, "segment": 4, "spacing": 4.0, "calibrate": False, "draws": 4}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_in_haste(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Five programs for a hundred pixels: nearly all of the time is compiling. --slow tests them as users run them."""
-    jax.config.update("jax_disable_most_optimizations", not request.config.getoption("--slow"))
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
