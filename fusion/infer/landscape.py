@@ -36,6 +36,8 @@ EDGE = 5
 PATCHES = 64
 """per surveyed tile, fewer if there are so many planes that a survey would have more than VALUES values"""
 VALUES = 2_000_000
+SHOWN = 0.5
+"""of what the median image shows: one that shows less does not stand between two others when these are compared"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,11 +222,13 @@ def _halves(keys: Sequence[Key], patches: NDArray[np.float32]) -> list[NDArray[n
 
 
 def _before(keys: Sequence[Key], patches: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(N,) the plane before it in time of the same sensor and band, among those that show anything; -1 = none."""
+    """(N,) the plane before it in time of the same sensor and band, -1 = none.  Planes under more cloud than most are passed over."""
+    clear = np.isfinite(patches).mean((1, 2, 3))
+    least = SHOWN * np.median(clear[clear > 0]) if clear.any() else 0.0
     out = np.full(len(keys), -1)
     last: dict[tuple[str, str], int] = {}
     for i in sorted(range(len(keys)), key=lambda i: keys[i][2]):
-        if np.isfinite(patches[i]).any():
+        if clear[i] > least:
             out[i] = last.get(keys[i][:2], -1)
             last[keys[i][:2]] = i
     return out

@@ -137,8 +137,6 @@ class Cover:
         own = liveliness.change(liveliness.differences(stack, self.before), self.step, self.swing, self.share)
         return np.sqrt(np.clip(liveliness.shrunk(*own, group), 1 / LIVELIEST, LIVELIEST)).astype(np.float32)
 
-        return np.sqrt(np.clip(liveliness.shrunk(*own, group), LIVELIEST**-2, LIVELIEST**2)).astype(np.float32)
-
     def segments(self, found: NDArray[np.float64], size: int = 8, origin: tuple[int, int] = (0, 0)) -> NDArray[np.int32]:
         """(Y, X) labels of compact segments of about size x size pixels whose borders follow the edges of the features.
 

@@ -176,6 +176,22 @@ def test_lively_ground_is_told_from_quiet_ground_and_its_average_is_one(two: Any
     np.testing.assert_allclose(nothing, 1, atol=1e-5)  # one look tells nothing of change
 
 
+def test_an_image_under_cloud_does_not_stand_between_two_others(two: Any) -> None:
+    looks, cube, _ = two[0]
+    seen = np.arange(EDGE)[:, None] * EDGE + np.arange(EDGE) < EDGE * EDGE // 10
+    cloudy = replace(looks[1], precision=np.where(seen, looks[1].precision, 0).astype(np.float32))
+    keys, stack = images([looks[0], cloudy, *looks[2:]], cube)
+    cover = learn([surveyed(looks, keys, stack, (), cube)], cube).cover
+    times = {key: i for i, key in enumerate(keys)}
+    for band in BANDS:
+        mine = [times["fine", band, t] for t in range(TIMES)]
+        assert cover.before[mine].tolist() == [-1, -1, mine[0], mine[2]]
+    clear = learn([surveyed(looks, *images(looks, cube), (), cube)], cube).cover
+    assert (clear.before[:3] == -1).all()
+    np.testing.assert_array_equal(clear.before[3:], np.arange(9))
+    np.testing.assert_array_equal(clear.share, 1 / 3)
+
+
 def test_planes_that_a_tile_lacks_are_missing(two: Any) -> None:
     shared = learn(surveys(two), two[0][1])
     looks, cube, origin = two[0]
