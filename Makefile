@@ -15,7 +15,7 @@ help:  ## this list
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --require-hashes -r constraints.txt
+	$(BIN)/python -m pip install --quiet --no-compile --require-hashes -r constraints.txt  # modules are compiled as they are imported: most never are
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $(READY)
 
