@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 # large arrays in pages of 2 MB (docs/howto/tuning.md)
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test check bench docs figures basis lock clean help
+.PHONY: demo test check lint types notebooks bench docs figures basis lock clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -26,17 +26,23 @@ test: $(READY)  ## the test suite (long studies: make test ARGS=--slow)
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(READY)  ## lint, types, documentation built strictly, the demo and the notebooks executed on it
+	$(MAKE) --no-print-directory --jobs=2 lint types docs notebooks
+
+lint: $(READY)
 	$(BIN)/ruff check .
+
+types: $(READY)
 	$(BIN)/mypy
-	$(BIN)/mkdocs build --strict --quiet
-	test -f demo/demo.png || $(MAKE) demo
+
+notebooks: $(READY)
+	test -f demo/demo.png || $(MAKE) --no-print-directory demo
 	$(BIN)/python -m pytest --numprocesses=2 --nbmake --nbmake-timeout=600 --timeout=900 notebooks
 
 bench: $(READY)  ## every benchmark table (the real-data rows need FUSION_SHARED or ../shared)
 	@for b in layers spectral_prior spectral_fusion speed accuracy limits scale; do echo "== $$b"; $(BIN)/python -m benchmarks.$$b || exit 1; done
 
-docs: $(READY)  ## the documentation site in ./site
-	$(BIN)/mkdocs build --strict
+docs: $(READY)  ## the documentation site in ./site, built strictly
+	$(BIN)/mkdocs build --strict --quiet
 
 figures: $(READY)  ## redraw the pictures of the documentation
 	$(BIN)/python benchmarks/figures_sensors.py

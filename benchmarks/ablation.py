@@ -25,10 +25,11 @@ from benchmarks.accuracy import DRAWS, SETTING, Score, predicted, score
 from benchmarks.pairs import Case, Pair, cases, observations, read
 from benchmarks.peers import naive
 from fusion.infer import empirical
-from fusion.infer.engine import settle
+from fusion.infer.engine import settle, with_moments
 from fusion.infer.mixture import robust_weights
 from fusion.infer.problem import Problem, pose
 from fusion.process.hierarchy import LEVELS, Hyper
+from fusion.process.moment import SUDDEN
 
 NOTHING = 1e-3
 """factor that switches a standard deviation off"""
@@ -46,6 +47,8 @@ class Row:
     coarse: bool = True
     lively: bool = True
     """does ground change unequally"""
+    sudden: bool = True
+    """may ground change at one moment between looks"""
 
 
 def _without(level: str) -> Callable[[Hyper], Hyper]:
@@ -59,6 +62,7 @@ ROWS = (
     Row("no places", _without("place")),
     Row("no single pixels", _without("pixel")),
     Row("all ground equally lively", lively=False),
+    Row("no change at unseen moments", sudden=False),
     Row("no learned temporal covariance", lambda hyper: hyper.replace(learned=NOTHING**2)),
     Row("no lasting discrepancy", lambda hyper: hyper.replace(discrepancy=NOTHING)),
     Row("no offsets", lambda hyper: hyper.replace(offset=NOTHING)),
@@ -106,7 +110,7 @@ def posed(case: Case, row: Row) -> tuple[Problem, Any]:
     if not row.coarse:
         looks = tuple(o for o in looks if o.sensor == "fine")
     with calibration(row.calibration):
-        problem = pose(looks, cube, ranks=SETTING["ranks"], calibrate=row.calibration != "none")
+        problem = pose(looks, cube, ranks=SETTING["ranks"], calibrate=row.calibration != "none", sudden=SUDDEN if row.sudden else 0.0)
     if not row.lively:
         still = replace(problem.hierarchy, liveliness=jnp.ones_like(problem.hierarchy.liveliness))
         problem = replace(problem, hierarchy=still)
@@ -119,7 +123,7 @@ def run(case: Case, row: Row) -> Score:
     problem, cube = posed(case, row)
     theta = row.theta(problem.hyper)
     weights = robust_weights(problem, theta)[0] if row.robust else None
-    posterior = settle(problem, theta, cube, draws=DRAWS, weights=weights, samples=SETTING["samples"])
+    posterior = with_moments(settle(problem, theta, cube, draws=DRAWS, weights=weights, samples=SETTING["samples"]), problem, 0)
     mean, sd = predicted(posterior, case, cube)
     return score(mean, case.truth, sd, time.perf_counter() - start)
 

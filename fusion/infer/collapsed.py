@@ -3,7 +3,7 @@
 `exact` is the density itself, dense in the white coefficients, for tiny tiles. `probed` is cheap on any tile: how well each
 fine look of a probe (`fusion.infer.probes`) is predicted by the probe's other looks, coarse and fine,
 
-    w sum_n log N(r_n; 0, v_n),     r_n = [S^-1 q]_n / [S^-1]_nn,    v_n = 1 / [S^-1]_nn,
+    w sum_n log N(r_n; 0, v_n),     r_n = [S^-1 q]_n / [S^-1]_nn,    v_n = 1 / [S^-1]_nn + what may have changed at one moment (`moment`),
     S[n, n'] = sum_l G_l[n, n'] (tau_n^T C_l tau_n') sum_j g_nj sd_lj^2 g_n'j + noise + offset + gain + discrepancy
 
 (leave-one-out predictive score: Sundararajan & Keerthi 2001, Neural Computation 13). It asks what theta is used for, a fine look from
@@ -132,34 +132,35 @@ log_normal.defvjp(_log_normal, _pull)
 
 
 @jax.custom_vjp
-def left_out(covariance: Array, value: Array, judged: Array) -> Array:
-    """The leave-one-out predictive score of `value` over the last axis, up to a constant: (..., n, n), (..., n), (..., n) -> (...).
+def left_out(covariance: Array, value: Array, judged: Array, sudden: Array) -> Array:
+    """The leave-one-out predictive score of `value` over the last axis, up to a constant: (..., n, n), thrice (..., n) -> (...).
 
-    judged: 1 for the values that are predicted, each from all others; 0 for those that only predict.
+    judged: 1 for the values that are predicted, each from all others; 0 for those that only predict. sudden: variance beside theirs.
     Its gradient is written out, as for `log_normal`: with S^-1 = A and a = A y, dA = -A dS A and da = -A dS a.
     """
-    return _left_out(covariance, value, judged)[0]
+    return _left_out(covariance, value, judged, sudden)[0]
 
 
-def _left_out(covariance: Array, value: Array, judged: Array) -> tuple[Array, Any]:
+def _left_out(covariance: Array, value: Array, judged: Array, sudden: Array) -> tuple[Array, Any]:
     precision = jnp.moveaxis(invert(jnp.moveaxis(covariance, (-2, -1), (0, 1)))[0], (0, 1), (-2, -1))
     weighted = jnp.einsum("...nm,...m->...n", precision, value)
 
     def score(own: Array, weighted: Array) -> Array:
-        """own: diagonal of A, so that z^2 = a^2 / own."""
+        """own: diagonal of A, so that r = a / own."""
         own = jnp.where((own > 0) & (own < SHARPEST), own, jnp.nan)
-        return 0.5 * (judged * (jnp.log(own) - weighted**2 / own)).sum(-1)
+        variance = 1 / own + sudden
+        return -0.5 * (judged * (jnp.log(variance) + (weighted / own) ** 2 / variance)).sum(-1)
 
     found, back = jax.vjp(score, jnp.diagonal(precision, axis1=-2, axis2=-1), weighted)
     return found, (precision, weighted, *back(jnp.ones_like(found)))
 
 
-def _pull_left_out(saved: Any, change: Array) -> tuple[Array, Array, None]:
+def _pull_left_out(saved: Any, change: Array) -> tuple[Array, Array, None, None]:
     precision, weighted, of_own, of_weighted = saved
     back = jnp.einsum("...nm,...m->...n", precision, of_weighted)
     mixed = back[..., :, None] * weighted[..., None, :]
     slope = -(precision * of_own[..., None, :]) @ precision - 0.5 * (mixed + jnp.swapaxes(mixed, -1, -2))
-    return change[..., None, None] * slope, change[..., None] * back, None
+    return change[..., None, None] * slope, change[..., None] * back, None, None
 
 
 left_out.defvjp(_left_out, _pull_left_out)
@@ -168,7 +169,7 @@ left_out.defvjp(_left_out, _pull_left_out)
 def terms(probes: Probes, hierarchy: Hierarchy, hyper: Hyper, dates: Dates) -> Array:
     """(J, K) the score of every probe and channel; 0 where nothing is judged."""
     spread, seen = covariance(probes, hierarchy, hyper, dates), jnp.swapaxes(probes.seen, 1, 2)
-    return left_out(spread, jnp.swapaxes(probes.value, 1, 2) * seen, probes.judged[:, None] * seen)
+    return left_out(spread, jnp.swapaxes(probes.value, 1, 2) * seen, probes.judged[:, None] * seen, jnp.swapaxes(probes.sudden, 1, 2))
 
 
 def probed(white: Array, batches: tuple[Probes, ...], hierarchy: Hierarchy, sensors: tuple[str, ...]) -> Array:

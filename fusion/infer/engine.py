@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,7 +15,8 @@ from fusion.infer import gaussian
 from fusion.infer.gaussian import Field, System
 from fusion.infer.posterior import Posterior, Status
 from fusion.infer.problem import Problem, pose
-from fusion.process.hierarchy import Hyper
+from fusion.process.hierarchy import Hyper, keyed_normal
+from fusion.process.moment import Between, unseen
 
 MISFIT = 4.0
 """mean squared residual, in noise variances, above which a sensor is said not to agree"""
@@ -32,7 +34,7 @@ def fit(
     problem = pose(observations, cube, origin=origin, **settings)
     theta = problem.hyper if hyper is None else matched(hyper, problem.hyper)
     solver: dict[str, Any] = {"tolerance": tolerance, "max_iterations": max_iterations, "samples": samples, "exact_sd": exact_sd}
-    return settle(problem, theta, cube, draws=draws, seed=seed, **solver)
+    return with_moments(settle(problem, theta, cube, draws=draws, seed=seed, **solver), problem, seed)
 
 
 def matched(hyper: Hyper, like: Hyper) -> Hyper:
@@ -75,6 +77,30 @@ def settle(
         mean.astype(np.float32), sd.astype(np.float32), fields, cube, hyper, status, message, chi,
         _decomposition(problem, hyper, found, canonical), np.asarray(hierarchy.mixing), canonical.astype(np.float32), diagnostics,
     )
+
+
+def with_moments(found: Posterior, problem: Problem, seed: int) -> Posterior:
+    """The same with what may have changed at moments that no look saw (`moment`), which the pixels of an object share, in any tile.
+
+    The draws are moved where they lie: a second copy would be the largest array of a fit.
+    """
+    hierarchy = problem.hierarchy
+    amount, objects = float(hierarchy.sudden), hierarchy.spaces["object"]
+    if problem.seen is None or not problem.seen.any() or not amount > 0:
+        return found
+    mixing = found.mixing.astype(np.float64)
+    between = Between.of(problem.seen, np.asarray(hierarchy.days, np.float64))
+    step = np.sqrt(amount) * unseen(np.einsum("jk,tkyx->tjyx", np.linalg.pinv(mixing), found.mean), between).astype(np.float32)
+    variance = (between.share * (1 - between.share))[:, None] * step**2
+    rows, cols = objects.centre(hierarchy.rows, hierarchy.cols)
+    for i in range(0, len(found.draws), 2):
+        key = jax.random.fold_in(jax.random.key(seed), 2**21 + i)
+        white = np.asarray(objects.spread(keyed_normal(key, rows, cols, step.shape[0] * step.shape[1]))).reshape(step.shape)
+        deviation = np.einsum("jk,tkyx->tjyx", found.mixing, step * between.bridge(white))
+        found.draws[i] += deviation
+        found.draws[i + 1 : i + 2] -= deviation
+    sd = np.sqrt(found.sd**2 + np.einsum("jk,tkyx->tjyx", found.mixing**2, variance))
+    return replace(found, sd=sd.astype(np.float32), canonical_var=found.canonical_var + variance)
 
 
 def clipped(mean: Any, cube: Cube) -> float:
@@ -147,4 +173,4 @@ def _decomposition(problem: Problem, hyper: Hyper, found: Field, canonical: Any)
     return {name: np.asarray(value) for name, value in shares.items()}
 
 
-__all__ = ["System", "clipped", "fit", "matched", "settle"]
+__all__ = ["System", "clipped", "fit", "matched", "settle", "with_moments"]

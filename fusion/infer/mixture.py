@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from fusion.cube.cube import Cube
-from fusion.infer.engine import matched, settle
+from fusion.infer.engine import matched, settle, with_moments
 from fusion.infer.gaussian import System, Weights, solve
 from fusion.infer.looks import Looks
 from fusion.infer.posterior import Posterior, Status
@@ -92,7 +92,7 @@ def fit_with(
         settle(problem, one, cube, draws=draws // len(hypers) + (i < draws % len(hypers)), seed=seed * 1009 + i, samples=each, **solver)
         for i, one in enumerate(hypers)
     ]
-    return mixed(parts, theta, {"gross_residuals": gross})
+    return with_moments(mixed(parts, theta, {"gross_residuals": gross}), problem, seed)
 
 
 @dataclass

@@ -30,6 +30,7 @@ from fusion.infer.contrasts import Plane, contrasts
 from fusion.infer.looks import BUCKETS, Looks
 from fusion.infer.problem import View
 from fusion.process.hierarchy import LEVELS, Hierarchy, Hyper
+from fusion.process.moment import foreseen
 from fusion.process.space import Objects, Pixels, Smooth, Weights
 
 Rows = dict[str, NDArray[Any]]
@@ -44,7 +45,7 @@ SIZES = (8, 16, 24, LOOKS)
 """numbers of looks that are computed apart: most probes have few, and work grows with the square of what they are padded to"""
 FLOOR = 1e-4
 """share of the signal's variance that no mean of many pixels is trusted beyond: keeps float32 factors sound"""
-PER_LOOK = ("value", "seen", "judged", "tau", "sensor", "noise", "fixed", "offset")
+PER_LOOK = ("value", "seen", "judged", "tau", "sensor", "noise", "fixed", "offset", "sudden")
 CLEAR = 0.3
 """a channel that responds to its own component with less than this share is left out"""
 
@@ -53,7 +54,6 @@ CLEAR = 0.3
 @dataclass(frozen=True, eq=False)
 class Probes:
     """J probes of n looks and K channels, padded with looks of weight 0."""
-
     value: Array
     """(J, n, K) channel values"""
     response: Array
@@ -74,6 +74,8 @@ class Probes:
     """(J, n, K) variance that no factor scales (out-of-subspace)"""
     offset: Array
     """(J, n, K) variance of the stated acquisition effect"""
+    sudden: Array
+    """(J, n, K) variance of what may have changed at one moment between the fine looks around a fine look"""
     gain: Array
     """(J, K, n, n) covariance of the stated gain error"""
     discrepancy: Array
@@ -237,7 +239,7 @@ def _deal(picked: NDArray[np.intp], scale: str, rng: np.random.Generator) -> lis
 
 def _rows(
     parts: list[Rows], gram: NDArray[Any], looks: Sequence[Looks], judges: Sequence[NDArray[Any]], strength: NDArray[Any], scale: str,
-    rng: np.random.Generator,
+    sudden: float, rng: np.random.Generator,
 ) -> Iterator[Rows]:
     """The arrays of one probe over the looks that see it, one set for each hand of looks."""
     picked = np.flatnonzero(np.concatenate([p["good"] for p in parts]))
@@ -254,11 +256,13 @@ def _rows(
     gain, error = _between(series, "gains"), _between(series, "errors")
     lag = np.abs(days[:, None] - days[None, :]) / np.sqrt(np.outer(stated, stated))
     for hand in _deal(picked, scale, rng):
-        rows = {name: np.concatenate([s[name] for s in series])[hand] for name in (*PER_LOOK, "response")}
+        rows = {name: np.concatenate([s[name] for s in series])[hand] for name in (*PER_LOOK[:-1], "response")}
         if rows["judged"].sum() < 2:  # a fine look with no other beside it says little of how fine looks hang together
             continue
         response = rows.pop("response")
         between = {"gram": gram, "gain": gain, "discrepancy": error * overlap, "lag": lag}
+        fine = np.repeat([not s.coarse for s in looks], counts)[hand, None]
+        rows["sudden"] = (scale != "scene") * sudden * foreseen(rows["value"], fine & (rows["seen"] > 0), response, days[hand])
         yield {
             **rows, **{name: value[..., hand[:, None], hand] for name, value in between.items()},
             "response": np.einsum("nki,mki->kinm", response, response),
@@ -321,7 +325,7 @@ def probe(views: Sequence[View], hyper: Hyper, seed: int = 0) -> tuple[Probes, .
             which = [i for i, one in enumerate(near) if one == flag]
             told |= zip(which, _seen(able, hierarchy, [asked[i][1:] for i in which]), strict=True)
         for i, (scale, _, _) in enumerate(asked):
-            found += [(scale, rows) for rows in _rows(*told[i], *(close if near[i] else every), strength, scale, rng)]
+            found += [(scale, rows) for rows in _rows(*told[i], *(close if near[i] else every), strength, scale, float(hierarchy.sudden), rng)]
     sized = [(size, [f for f in found if least < len(f[1]["value"]) <= size]) for least, size in pairwise((0, *SIZES))]
     return tuple(_stack(batch, size) for size, batch in sized if batch)
 

@@ -19,6 +19,7 @@ from fusion.infer.landscape import Landscape, learn, surveyed
 from fusion.infer.looks import Looks
 from fusion.process.hierarchy import Hierarchy, Hyper, build
 from fusion.process.landscape import Cover
+from fusion.process.moment import SUDDEN
 
 Judges = tuple[NDArray[np.float32], ...]
 """(n,) of each series: 1 = what theta foretells of the look may be judged by it"""
@@ -45,6 +46,8 @@ class Problem:
     learned: tuple[Any, ...] = ()
     """what calibration found of each coarse raster"""
     folds: tuple[Fold, ...] = ()
+    seen: NDArray[np.bool_] | None = None
+    """(T, Y, X) where fine looks saw the ground; None = nowhere"""
 
     @property
     def views(self) -> list[View]:
@@ -56,7 +59,7 @@ class Problem:
 def pose(
     observations: Sequence[Any], cube: Cube, *, origin: tuple[int, int] = (0, 0), classes: int = 64, segment: int = 8,
     spacing: float | None = None, ranks: Mapping[str, int] | None = None, seed: int = 0, calibrate: bool = True,
-    landscape: Landscape | None = None, folded: bool = False,
+    landscape: Landscape | None = None, folded: bool = False, sudden: float = SUDDEN,
 ) -> Problem:
     """The problem of one tile.
 
@@ -65,7 +68,7 @@ def pose(
     functions per level.
     calibrate: first learn blur, shift, gain and discrepancy of coarse sensors where fine ones saw the same ground, and the noise of the fine.
     landscape: what several tiles learned together (`fusion.infer.landscape`); None = learned from these observations alone.
-    folded: with the folds that theta is learned from.
+    folded: with the folds that theta is learned from. sudden: share of a change between two looks that comes at one moment, 0 to 1.
     """
     learned: tuple[Learned, ...] = ()
     if calibrate:
@@ -83,6 +86,7 @@ def pose(
             cube.calendar.days, landscape.prior, landscape.colour, kinds, cover.segments(seen, segment, origin),
             origin=origin, spacing=spacing or landscape.spacing, ranks=ranks, empirical=landscape.empirical,
             liveliness=cover.liveliness(kinds, planes), capacity=int(np.prod([n // segment + 2 for n in cube.grid.shape])),
+            sudden=sudden,
         )
 
     hierarchy, sensors = arranged(landscape.cover), tuple(sorted({o.sensor for o in useful}))
@@ -90,7 +94,10 @@ def pose(
     folds = tuple(Fold(arranged(half), _judges(series, half, landscape, cube)) for half in (landscape.halves if folded else ()))
     noise = [grain([o for o in fine if o.sensor == name]) if calibrate else 1.0 for name in sensors]
     medians = Hyper.default(cube.basis.rank, sensors)
-    return Problem(hierarchy, series, medians.replace(noise=np.array(noise)), learned, folds)
+    seen = np.zeros((len(cube.calendar), *cube.grid.shape), bool)
+    for (_, _, time), plane in zip(keys, stack, strict=True):
+        seen[time] |= np.isfinite(plane)
+    return Problem(hierarchy, series, medians.replace(noise=np.array(noise)), learned, folds, seen)
 
 
 def _judges(series: Sequence[Looks], half: Cover, landscape: Landscape, cube: Cube) -> Judges:

@@ -173,6 +173,8 @@ class Hierarchy:
     """(Y,) global row of each pixel row: the key of random fields"""
     cols: Array
     """(X,)"""
+    sudden: Array
+    """() share of a change between looks that comes at one moment (`moment`)"""
     ranks: tuple[tuple[str, int], ...] = field(metadata={"static": True})
     """(level, R_l): a level lives in the first R_l functions of Psi"""
 
@@ -287,13 +289,14 @@ def build(
     days: NDArray[np.floating], prior: NDArray[np.floating], colour: NDArray[np.floating], memberships: NDArray[np.floating],
     labels: NDArray[np.integer], *, origin: tuple[int, int] = (0, 0), spacing: float = 16.0, ranks: Mapping[str, int] | None = None,
     empirical: NDArray[np.floating] | None = None, liveliness: NDArray[np.floating] | None = None, capacity: int = 0,
+    sudden: float = 0.0,
 ) -> Hierarchy:
     """The hierarchy of one tile.
 
     days: (T,). prior: (K, K). colour: (B, K) of the fine sensor. memberships: (C, Y, X) summing to 1 over C. labels: (Y, X) segments.
     origin: global (row, column) of the first pixel. spacing: pixels between nodes of the place level (about one coarse cell).
     ranks: number of temporal functions per level, as `temporal_functions` has them. empirical: (T, T) learned temporal covariance.
-    liveliness: (Y, X), default 1. capacity: objects to make room for.
+    liveliness: (Y, X), default 1. capacity: objects to make room for. sudden: share of changes that come at one moment.
     """
     shape = labels.shape
     days = np.asarray(days, np.float32)
@@ -314,7 +317,7 @@ def build(
         jnp.asarray(days), jnp.asarray(canonical_mixing(prior, colour)), jnp.asarray(vectors, jnp.float32), jnp.asarray(learned),
         spaces, jnp.ones(shape) if liveliness is None else jnp.asarray(liveliness, jnp.float32),
         jnp.asarray(origin[0] + np.arange(shape[0]), jnp.int32), jnp.asarray(origin[1] + np.arange(shape[1]), jnp.int32),
-        tuple(widths.items()),
+        jnp.asarray(sudden, jnp.float32), tuple(widths.items()),
     )
 
 

@@ -23,8 +23,8 @@ FADE = 0.5
 """squared distance over which memberships fade, in units of the median one between neighbouring centres: chosen on Coleambally and Salton"""
 ALIKE = 30
 """pixels of a class that count as much as the belief that it changes as much as the others"""
-LIVELIEST = 4.0
-"""no class's and no pixel's variance is further than this factor from the average"""
+LIVELIEST, CALMEST = 4.0, 1 / 32
+"""no class's and no pixel's variance is more than the one and less than the other, in units of the average"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +135,7 @@ class Cover:
         """
         group = np.tensordot(self.lively, classes[: len(self.lively)].astype(np.float64) ** 2, 1)
         own = liveliness.change(liveliness.differences(stack, self.before), self.step, self.swing, self.share)
-        return np.sqrt(np.clip(liveliness.shrunk(*own, group), 1 / LIVELIEST, LIVELIEST)).astype(np.float32)
+        return np.sqrt(np.clip(liveliness.shrunk(*own, group), CALMEST, LIVELIEST)).astype(np.float32)
 
     def segments(self, found: NDArray[np.float64], size: int = 8, origin: tuple[int, int] = (0, 0)) -> NDArray[np.int32]:
         """(Y, X) labels of compact segments of about size x size pixels whose borders follow the edges of the features.
@@ -165,7 +165,7 @@ def _lively(classes: Planes, change: Planes) -> NDArray[np.float64]:
         return np.ones(len(classes))
     mass = share[:, known].sum(1)
     found = (share[:, known] @ value[known] / average + ALIKE) / (mass + ALIKE)
-    found = np.clip(found, 1 / LIVELIEST, LIVELIEST)
+    found = np.clip(found, CALMEST, LIVELIEST)
     return np.asarray(found / (found @ share).mean())
 
 

@@ -14,6 +14,7 @@ from fusion.process.hierarchy import LEVELS
 from tests.infer.oracle import K, T, X, Y, world
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("kind", ["plain", "blurred", "window"])
 def test_mean_sd_and_draws_are_those_of_the_dense_posterior(kind: str) -> None:
     w = world(kind)
@@ -21,7 +22,7 @@ def test_mean_sd_and_draws_are_those_of_the_dense_posterior(kind: str) -> None:
     mean, covariance = w.posterior()
     sd = np.sqrt(np.diag(covariance)).reshape(mean.shape)
     found = posterior(
-        w.hierarchy, w.series, w.hyper, jax.random.key(0), pairs=384, tolerance=0.002, limit=200, batch=128, exact=True
+        w.hierarchy, w.series, w.hyper, jax.random.key(0), pairs=192, tolerance=0.002, limit=200, batch=96, exact=True
     )
     assert float(found.error) <= 0.002
     assert np.abs((np.asarray(found.mean) - mean) / sd).max() < 0.03

@@ -50,6 +50,13 @@ def test_a_plain_tile_is_ok_and_deterministic(posed: tuple[World, Cube], found: 
     np.testing.assert_array_equal(found.draws, again.draws)
 
 
+def test_a_fit_knows_of_moments_that_nobody_saw(posed: tuple[World, Cube], found: Any) -> None:
+    still = fit(posed[0].observations, posed[1], sudden=0.0, **SETTINGS)
+    np.testing.assert_array_equal(found.mean, still.mean)
+    assert (found.sd >= still.sd).all()
+    assert (found.sd > still.sd).any()
+
+
 def test_no_data_is_the_prior_exactly(posed: tuple[World, Cube]) -> None:
     for observations in ([], [_with(o, precision=np.zeros_like(o.precision)) for o in posed[0].observations]):
         got = fit(observations, posed[1], **SETTINGS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fusion.process import liveliness
-from fusion.process.landscape import LIVELIEST, Cover
+from fusion.process.landscape import CALMEST, LIVELIEST, Cover
 
 SHAPE = (12, 30)
 BEFORE = np.array([-1, -1, 0, 1, 2, 3, -1])
@@ -59,7 +59,7 @@ def test_a_pixel_is_its_class_until_it_was_seen_to_change(planes: np.ndarray) ->
     np.testing.assert_allclose(cover.lively, 1, rtol=1e-6)
     np.testing.assert_allclose(got[number == 0], 1, rtol=1e-5)
     wanted = (liveliness.GUESS + number * own) / (liveliness.GUESS + number)
-    np.testing.assert_allclose(got, np.clip(wanted, 1 / LIVELIEST, LIVELIEST), rtol=1e-4)
+    np.testing.assert_allclose(got, np.clip(wanted, CALMEST, LIVELIEST), rtol=1e-4)
     assert got[:, :10].mean() < 0.7 < 1.1 < got[:, 10:].mean()
     np.testing.assert_allclose(cover.liveliness(classes, np.full_like(planes, np.nan)), 1, rtol=1e-6)  # a tile that saw nothing
     alone = Cover.learn(planes[:1, None], count=1, before=BEFORE[:1], share=SHARE[:1])
