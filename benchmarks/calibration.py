@@ -32,6 +32,7 @@ from scipy.stats import binom, chi2
 from fusion.infer import gaussian, mcmc, variational
 from fusion.infer.looks import Looks, stack
 from fusion.infer.model import joint
+from fusion.infer.problem import whole
 from fusion.infer.theta import Theta, start
 from fusion.observe.operator import Separable
 from fusion.process.hierarchy import Hierarchy, Hyper, build
@@ -91,7 +92,7 @@ def _look(
         sensor=sensor, scene_id=f"{sensor}-{number}", bands=tuple(map(str, range(bands))),
         data=np.zeros(precision.shape, np.float32), precision=precision,
         layer=layer, offset_sd=np.full(bands, offset), gain_sd=np.zeros(bands), residual_var=np.zeros(bands),
-        discrepancy_sd=discrepancy,
+        discrepancy_sd=discrepancy, fleeting_sd=None,
         discrepancy_days=10.0, when=float(tau @ np.arange(STEPS)) * 8.0,
     )
 
@@ -154,8 +155,8 @@ def _fields(hierarchy: Hierarchy, theta: Hyper, deviations: Any) -> Any:
 def learn(engine: str, series: tuple[Looks, ...], hierarchy: Hierarchy, hyper: Hyper, seed: int) -> Theta:
     """q(theta) by the engine that is put to the test."""
     if engine == "mcmc":
-        return mcmc.sample(start([(series, hierarchy)], hyper, seed=seed), draws=THETAS + FIELDS, samples=200, warmup=100, chains=2, seed=seed)
-    return variational.learn(start([(series, hierarchy)], hyper, seed=seed), draws=2, seed=seed)
+        return mcmc.sample(start([whole(series, hierarchy)], hyper, seed=seed), draws=THETAS + FIELDS, samples=200, warmup=100, chains=2, seed=seed)
+    return variational.learn(start([whole(series, hierarchy)], hyper, seed=seed), draws=2, seed=seed)
 
 
 def figure(found: list[Ranked], names: list[str], path: Path, engine: str) -> list[str]:

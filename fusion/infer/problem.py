@@ -53,7 +53,12 @@ class Problem:
     def views(self) -> list[View]:
         """What theta is learned from: the folds, or the problem itself where there are none."""
         folds = [(self.series, fold.hierarchy, fold.judges) for fold in self.folds]
-        return folds or [(self.series, self.hierarchy, tuple(np.ones(len(s.days), np.float32) for s in self.series))]
+        return folds or [whole(self.series, self.hierarchy)]
+
+
+def whole(series: tuple[Looks, ...], hierarchy: Hierarchy) -> View:
+    """One hierarchy that every look may judge."""
+    return series, hierarchy, tuple(np.ones(len(s.days), np.float32) for s in series)
 
 
 def pose(

@@ -37,7 +37,7 @@ REACH = 3.0
 
 PRIOR: dict[str, tuple[Any, Any]] = {
     # name: (median, standard deviation of the log); first axis = LEVELS, or sensors
-    "sd": ((1.0, 0.7, 0.55, 0.35, 0.5), 0.8),  # of the spectral library's own sd: levels sum to about twice its variance
+    "sd": ((1.0, 0.7, 0.55, 0.35, 0.5), 0.5),  # of the spectral library's own sd: levels sum to about twice its variance
     "shares": (((0.5, 0.3, 1.0, 0.01), (0.25, 0.5, 0.6, 0.01), (0.5, 0.3, 0.5, 0.01), (0.25, 0.2, 1.0, 0.01), (1.0, 0.3, 0.5, 0.01)), 0.7),
     "length": ((20.0, 20.0, 27.0, 20.0, 40.0), 0.4),  # days: phenology turns in weeks (Zhang et al. 2003), single pixels slower
     "learned": ((0.1, 0.01, 0.05, 0.1, 0.2), 0.7),  # odds of the empirical temporal covariance against the anchor

@@ -13,6 +13,7 @@ from numpyro.infer import MCMC, NUTS, init_to_median
 from fusion.infer import gaussian, mcmc, variational
 from fusion.infer.model import joint
 from fusion.infer.posterior import Status
+from fusion.infer.problem import whole
 from fusion.infer.theta import Theta, start
 from tests.infer import small
 
@@ -55,12 +56,12 @@ def monte_carlo(logs: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def sampled(tiny: Any) -> Theta:
-    return mcmc.sample(start([(tiny.series, tiny.hierarchy)], tiny.hyper, seed=1), draws=8, samples=DRAWS, warmup=100, chains=2, seed=1)
+    return mcmc.sample(start([whole(tiny.series, tiny.hierarchy)], tiny.hyper, seed=1), draws=8, samples=DRAWS, warmup=100, chains=2, seed=1)
 
 
 @pytest.fixture(scope="module")
 def learned(tiny: Any) -> Theta:
-    return variational.learn(start([(tiny.series, tiny.hierarchy)], tiny.hyper, seed=1), draws=8, seed=1)
+    return variational.learn(start([whole(tiny.series, tiny.hierarchy)], tiny.hyper, seed=1), draws=8, seed=1)
 
 
 def field(world: Any, theta: Theta) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -109,7 +110,7 @@ def test_diagnostics_decide_the_status(tiny: Any, sampled: Theta) -> None:
     assert sampled.diagnostics["r_hat"] <= mcmc.R_HAT
     assert sampled.diagnostics["effective_samples"] > 30
     assert sampled.draws.shape == (8, len(sampled.mean))
-    hurried = mcmc.sample(start([(tiny.series, tiny.hierarchy)], tiny.hyper, seed=1), draws=4, samples=6, warmup=0, chains=2, depth=1, seed=1)
+    hurried = mcmc.sample(start([whole(tiny.series, tiny.hierarchy)], tiny.hyper, seed=1), draws=4, samples=6, warmup=0, chains=2, depth=1, seed=1)
     assert hurried.status is Status.BAD_SAMPLES
     assert "R-hat" in hurried.message
     assert np.isfinite(hurried.draws).all()
@@ -117,15 +118,15 @@ def test_diagnostics_decide_the_status(tiny: Any, sampled: Theta) -> None:
 
 @pytest.mark.slow
 def test_engines_are_deterministic(tiny: Any, learned: Theta) -> None:
-    again = variational.learn(start([(tiny.series, tiny.hierarchy)], tiny.hyper, seed=1), draws=8, seed=1)
+    again = variational.learn(start([whole(tiny.series, tiny.hierarchy)], tiny.hyper, seed=1), draws=8, seed=1)
     np.testing.assert_array_equal(again.draws, learned.draws)
 
 
 @pytest.mark.slow
 def test_no_data_is_the_prior(tiny: Any) -> None:
     for theta in (
-        mcmc.sample(start([((), tiny.hierarchy)], tiny.hyper), draws=4),
-        variational.learn(start([((), tiny.hierarchy)], tiny.hyper), draws=4),
+        mcmc.sample(start([whole((), tiny.hierarchy)], tiny.hyper), draws=4),
+        variational.learn(start([whole((), tiny.hierarchy)], tiny.hyper), draws=4),
     ):
         assert theta.status is Status.NO_DATA
         np.testing.assert_allclose(theta.mean, 0)
@@ -137,7 +138,7 @@ def test_a_sharp_prior_is_obeyed(tiny: Any) -> None:
     """Pooling's hand-over: with a prior of sd .01 around a value, that value comes back."""
     wanted = np.full(len(tiny.hyper.names()), 0.4)
     prior = wanted, np.full(wanted.shape, 0.01)
-    theta = variational.learn(start([(tiny.series, tiny.hierarchy)], tiny.hyper, prior), draws=2)
+    theta = variational.learn(start([whole(tiny.series, tiny.hierarchy)], tiny.hyper, prior), draws=2)
     np.testing.assert_allclose(theta.mean, wanted, atol=0.02)
 
 

@@ -12,6 +12,7 @@ import pytest
 from fusion.infer import gaussian
 from fusion.infer.collapsed import covariance, probed, temporal
 from fusion.infer.probes import probe
+from fusion.infer.problem import whole
 from fusion.process.hierarchy import LEVELS
 from tests.infer import oracle, small
 
@@ -38,7 +39,7 @@ def test_probes_are_as_uncertain_as_their_covariance_says() -> None:
     slope = jax.jit(jax.grad(lambda u, batches, hierarchy: probed(u, batches, hierarchy, world.hyper.sensors)))
     for seed in range(16):
         draw(seed)
-        batches = probe([(world.series, world.hierarchy)], world.hyper, 0)
+        batches = probe([whole(world.series, world.hierarchy)], world.hyper, 0)
         curves.append(np.asarray(slope(u, batches, world.hierarchy)))
         for batch in batches:
             value = np.swapaxes(np.asarray(batch.value * batch.seen, np.float64), 1, 2)
