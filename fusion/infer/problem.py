@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.cube.cube import Cube
+from fusion.errors import JobError
 from fusion.infer import looks
 from fusion.infer.empirical import Learned, calibrated
 from fusion.infer.gains import regained
@@ -75,6 +76,8 @@ def pose(
     landscape: what several tiles learned together (`fusion.infer.landscape`); None = learned from these observations alone.
     folded: with the folds that theta is learned from. sudden: share of a change between two looks that comes at one moment, 0 to 1.
     """
+    if not 0 <= sudden <= 1:
+        raise JobError(f"asked for sudden = {sudden}: it is the share of a change that comes at one moment, give 0 to 1")
     learned: tuple[Learned, ...] = ()
     if calibrate:
         observations, learned = calibrated(regained(observations, cube), cube, None if landscape is None else landscape.learned)

@@ -3,10 +3,10 @@
     zeta(t) = sqrt(sudden) beta(t) d,     d = x(t+) - x(t-) - mean of it over the ground,     t- <= t <= t+ the looks around t
     E[beta(t) beta(t')] = u (1 - u'),     u = (t - t-) / (t+ - t-) <= u'
 
-The field between two looks is a straight line and what a process without a memory of that change adds. A harvest is a step: where its moment is
-uniform between the looks, the step's mean is that line and its covariance d^2 u (1 - u'), that of a Brownian bridge (the uniform empirical process:
-Billingsley 1999, Convergence of Probability Measures, section 14). So a share `sudden` of this variance is added to the field, for each canonical
-component apart. It is nothing at the looks, before the first and after the last; no mean moves.
+The variance of a Gaussian field between two looks does not heed how much they differ. But a harvest is a step: where its moment is uniform between
+the looks, a step's mean is the straight line and its covariance d^2 u (1 - u'), that of a Brownian bridge (the uniform empirical process: Billingsley
+1999, Convergence of Probability Measures, section 14). So a share `sudden` of it is added to the field's, for each canonical component apart. It is
+nothing at the looks, before the first and after the last; no mean moves.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Between:
 
     def change(self, x: NDArray[Any]) -> NDArray[Any]:
         """(T, K, ...) what x (T, K, ...) changes between the looks around each time; 0 where there are not two."""
-        ends = (np.take_along_axis(x, at[:, None], 0) for at in (self.after, self.before))
-        return np.asarray(next(ends) - next(ends))
+        later, earlier = (np.take_along_axis(x, at[:, None], 0) for at in (self.after, self.before))
+        return np.asarray(later - earlier)
 
     def bridge(self, white: Floats) -> Floats:
         """(T, K, ...) beta, by its steps from time to time.  white: (T, K, ...) standard normals."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fusion.errors import JobError
 from fusion.infer import Posterior, Status
 from fusion.infer.engine import with_moments
 from fusion.infer.problem import Problem, pose
@@ -65,3 +66,10 @@ def test_nothing_is_added_where_it_is_switched_off_or_nothing_was_seen(problem: 
     off = replace(problem, hierarchy=replace(problem.hierarchy, sudden=0 * problem.hierarchy.sudden))
     for none in (off, replace(problem, seen=np.zeros_like(problem.seen))):
         assert with_moments(still, none, 0) is still
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_is_a_share(share: float) -> None:
+    looks, cube = tile()
+    with pytest.raises(JobError, match="sudden"):
+        pose(looks, cube, sudden=share)
