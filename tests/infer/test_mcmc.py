@@ -147,7 +147,7 @@ def test_spoiled_data_still_give_finite_numbers(tiny: Any) -> None:
     """Two sensors that contradict each other by .5, and noise stated a hundred times too small."""
     fine, coarse = sorted(tiny.series, key=lambda s: s.sensor != "fine")
     spoiled = (replace(fine, data=fine.data + 0.5 * (fine.precision > 0), precision=fine.precision * 1e4), coarse)
-    theta = variational.learn(start([(spoiled, tiny.hierarchy)], tiny.hyper), draws=2)
+    theta = variational.learn(start([whole(spoiled, tiny.hierarchy)], tiny.hyper), draws=2)
     assert np.isfinite(theta.draws).all()
     assert np.isfinite(theta.sd).all()
 
