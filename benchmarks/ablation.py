@@ -47,8 +47,8 @@ class Row:
     coarse: bool = True
     lively: bool = True
     """does ground change unequally"""
-    sudden: bool = True
-    """may ground change at one moment between looks"""
+    sudden: float = SUDDEN
+    """share of a change between looks that comes at one moment"""
 
 
 def _without(level: str) -> Callable[[Hyper], Hyper]:
@@ -62,7 +62,7 @@ ROWS = (
     Row("no places", _without("place")),
     Row("no single pixels", _without("pixel")),
     Row("all ground equally lively", lively=False),
-    Row("no change at unseen moments", sudden=False),
+    Row("no change at unseen moments", sudden=0.0),
     Row("no learned temporal covariance", lambda hyper: hyper.replace(learned=NOTHING**2)),
     Row("no lasting discrepancy", lambda hyper: hyper.replace(discrepancy=NOTHING)),
     Row("no offsets", lambda hyper: hyper.replace(offset=NOTHING)),
@@ -110,7 +110,7 @@ def posed(case: Case, row: Row) -> tuple[Problem, Any]:
     if not row.coarse:
         looks = tuple(o for o in looks if o.sensor == "fine")
     with calibration(row.calibration):
-        problem = pose(looks, cube, ranks=SETTING["ranks"], calibrate=row.calibration != "none", sudden=SUDDEN if row.sudden else 0.0)
+        problem = pose(looks, cube, ranks=SETTING["ranks"], calibrate=row.calibration != "none", sudden=row.sudden)
     if not row.lively:
         still = replace(problem.hierarchy, liveliness=jnp.ones_like(problem.hierarchy.liveliness))
         problem = replace(problem, hierarchy=still)

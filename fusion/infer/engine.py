@@ -80,7 +80,7 @@ def settle(
 
 
 def with_moments(found: Posterior, problem: Problem, seed: int) -> Posterior:
-    """The same with what may have changed at moments that no look saw (`moment`), which the pixels of an object share, in any tile.
+    """The same with what may have changed at moments that no look saw (`moment`), which the pixels of an object share.
 
     The draws are moved where they lie: a second copy would be the largest array of a fit.
     """
@@ -91,7 +91,7 @@ def with_moments(found: Posterior, problem: Problem, seed: int) -> Posterior:
     mixing = found.mixing.astype(np.float64)
     between = Between.of(problem.seen, np.asarray(hierarchy.days, np.float64))
     step = np.sqrt(amount) * unseen(np.einsum("jk,tkyx->tjyx", np.linalg.pinv(mixing), found.mean), between).astype(np.float32)
-    variance = (between.share * (1 - between.share))[:, None] * step**2
+    variance = between.spread[:, None] * step**2
     rows, cols = objects.centre(hierarchy.rows, hierarchy.cols)
     for i in range(0, len(found.draws), 2):
         key = jax.random.fold_in(jax.random.key(seed), 2**21 + i)

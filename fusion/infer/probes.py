@@ -256,7 +256,7 @@ def _rows(
     gain, error = _between(series, "gains"), _between(series, "errors")
     lag = np.abs(days[:, None] - days[None, :]) / np.sqrt(np.outer(stated, stated))
     for hand in _deal(picked, scale, rng):
-        rows = {name: np.concatenate([s[name] for s in series])[hand] for name in (*PER_LOOK[:-1], "response")}
+        rows = {name: np.concatenate([s[name] for s in series])[hand] for name in (*PER_LOOK, "response") if name != "sudden"}
         if rows["judged"].sum() < 2:  # a fine look with no other beside it says little of how fine looks hang together
             continue
         response = rows.pop("response")

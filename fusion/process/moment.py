@@ -33,6 +33,11 @@ class Between:
     share: Floats
     """(T, ...) u, 0 where there are not two looks"""
 
+    @property
+    def spread(self) -> Floats:
+        """(T, ...) u (1 - u)."""
+        return self.share * (1 - self.share)
+
     @classmethod
     def of(cls, seen: NDArray[np.bool_], days: NDArray[np.floating], *, apart: bool = False) -> Between:
         """seen: (T, ...) where there are looks. days: (T,).  apart: the looks around a look are others, not itself."""
@@ -81,5 +86,5 @@ def foreseen(value: NDArray[Any], seen: NDArray[np.bool_], response: NDArray[Any
     own = np.einsum("nkk->nk", response)
     component = np.where(seen, value / np.where(seen, own, 1.0), 0.0)
     between = Between.of(seen, days, apart=True)
-    spread = between.share * (1 - between.share) * between.change(component[:, None])[:, 0] ** 2
+    spread = between.spread * between.change(component[:, None])[:, 0] ** 2
     return np.asarray(np.einsum("nki,ni->nk", response**2, spread), np.float64)
