@@ -107,21 +107,25 @@ def _assemble(ss: Array, outer: Sequence[Array], inner: Sequence[Array]) -> Arra
     return jnp.concatenate([jnp.pad(a, ((0, 0), (0, 0), (0, width - a.shape[2]))) for a in blocks], 1)
 
 
-def _with_scene(design: Array, lam: Array, weight: Array, inverse: Array, still: Array, objects: Objects) -> tuple[Array, Array]:
-    """((K, O, R, N) sum of p_n X_0 b_n over each object, (K, N, N) what looks say of the scene): pixels marginalised.
+def _with_scene(design: Array, lam: Array, weight: Array, inverse: Array, still: Array, objects: Objects) -> tuple[Array, Array, Array]:
+    """What pixels leave of looks of the scene m / a, seen look by look: ((K, O, R, N) sum of p_n X_0 b_n / a over each object, (K, R, N) the same
+    / a^2 over all, (K, N, N) the sum of a^-2 [diag(p) - p_n b_n^T X_0 b_m p_m]).
 
-    The second is sum_s a^-2 [diag(p) - p_n b_n^T X_0 b_m p_m].  design: b (K, N, R). lam: (N, K). weight: (N, Y, X). still: 1 / a, (Y, X), of
-    a pixel's object: the mean, as in all that objects and the scene share, so that the top stays positive.
+    design: b (K, N, R). lam: (N, K). weight: (N, Y, X). still: 1 / a, (Y, X).
     """
 
-    def component(given: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        b, power, block = given
-        solved = jnp.einsum("nr,rqyx->nqyx", b, block) * (power[:, None, None] * weight)[:, None]
-        return objects.gather(solved), jnp.einsum("m,mq,nqm->nm", power, b, Weights(still**2 * weight).gather(solved))
+    shown = still * weight
 
-    crossed, lost = jax.lax.map(component, (design, lam.T, inverse))
+    def component(given: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        b, power, block = given
+        solved = jnp.einsum("nr,rqyx->nqyx", b, block) * (power[:, None, None] * shown)[:, None]
+        flat = solved.reshape(b.size, -1)
+        lost = jnp.einsum("m,mq,nqm->nm", power, b, (flat @ shown.reshape(len(b), -1).T).reshape(*b.shape, -1))  # so that `solved` is not copied
+        return objects.gather(solved), (flat @ still.reshape(-1)).reshape(b.shape).T, lost
+
+    crossed, twice, lost = jax.lax.map(component, (design, lam.T, inverse))
     alone = lam.T * (still**2 * weight).sum((1, 2))
-    return jnp.transpose(crossed, (0, 3, 2, 1)), alone[:, :, None] * jnp.eye(len(lam)) - lost
+    return jnp.transpose(crossed, (0, 3, 2, 1)), twice, alone[:, :, None] * jnp.eye(len(lam)) - lost
 
 
 def _scatter(side: _Side, info: Array, objects: Objects, classes: Weights, nodes: Smooth, weights: Array) -> tuple[Array, ...]:
@@ -234,13 +238,13 @@ def build(
     inverse = pixel_inverse(pixel, lam, weight)
     blurred = _unsure(pixel, lam, faint, weight)
     size = jnp.maximum(objects.gather(jnp.ones((shape[0], shape[1]))), 1.0)
-    mean_of = lambda planes: objects.gather(planes) / size  # noqa: E731
     still = 1.0 / alive
-    stills, kinds, places = mean_of(still), mean_of(classes.weight), mean_of(nodes)
-    told = jnp.moveaxis(objects.gather(jnp.eye(width)[:, :, None, None] - inverse), 3, 1)
-    crossed, apart_looks = _with_scene(pixel, lam, weight, inverse, objects.spread(stills), objects)
+    stillness, kinds, places = objects.gather(still), objects.gather(classes.weight) / size, objects.gather(nodes) / size
+    known = jnp.eye(width)[:, :, None, None] - inverse
+    told, calm = (jnp.moveaxis(objects.gather(planes), 3, 1) for planes in (known, still * known))
+    crossed, twice, apart_looks = _with_scene(pixel, lam, weight, inverse, still, objects)
     spanned, left = _parts(hierarchy, factors, base, scene, pixel)
-    by_scene = told @ spanned[:, None] + crossed @ left[:, None]  # (K, O, R, T + offsets)
+    by_scene = calm @ spanned[:, None] + crossed @ left[:, None]  # (K, O, R, T + offsets)
 
     gain = told @ thing[:, None]
     block = jnp.eye(thing.shape[2]) + jnp.swapaxes(thing, 1, 2)[:, None] @ gain
@@ -248,21 +252,22 @@ def build(
     object_inverse = 0.5 * (object_inverse + jnp.swapaxes(object_inverse, 2, 3))
     pulled, seen_by = gain @ object_inverse, jnp.swapaxes(thing, 1, 2)[:, None] @ by_scene
     above, aside = told - pulled @ jnp.swapaxes(gain, 2, 3), by_scene - pulled @ seen_by
-    both = jnp.einsum("o,koqn->kqn", stills**2, crossed) @ left
-    scenes = jnp.swapaxes(spanned, 1, 2) @ (jnp.einsum("o,koqr->kqr", stills**2, told) @ spanned + both) + jnp.swapaxes(both, 1, 2) @ spanned
+    both = twice @ left
+    scenes = jnp.swapaxes(spanned, 1, 2) @ (jnp.einsum("kqryx,yx->kqr", known, still**2) @ spanned + both) + jnp.swapaxes(both, 1, 2) @ spanned
     scenes = scenes + jnp.swapaxes(left, 1, 2) @ apart_looks @ left
-    scenes = scenes - jnp.einsum("koqn,koqm,o->knm", seen_by, object_inverse @ seen_by, stills**2, optimize=True)
+    scenes = scenes - jnp.einsum("koqn,koqm->knm", seen_by, object_inverse @ seen_by)
 
     side = _Side(kind, place, kinds, places)
     apart = _scatter(side, told / size[:, None, None], objects, classes, hierarchy.spaces["place"], nodes)
     together = side.inner(above, above - told)  # `apart` has the places' whole squares, not those about the object's mean alone
     inner = [a + b for a, b in zip(apart, together, strict=True)]
-    normal = _assemble(scenes, side.outer(aside * stills[:, None, None]), inner)
+    normal = _assemble(scenes, side.outer(aside), inner)
     leave = jnp.eye(width) - told / size[:, None, None]
     held = leave @ thing[:, None]
     answer = held @ object_inverse @ jnp.swapaxes(thing, 1, 2)[:, None]
-    gone = crossed / size[:, None, None] + answer @ crossed
-    held = held * jnp.where(stills > 0, 1 / jnp.where(stills > 0, stills, 1.0), 0.0)[:, None, None]  # as cells see them: with liveliness
+    lively = (size / jnp.where(stillness > 0, stillness, jnp.inf))[:, None, None]
+    held = held * lively  # as cells see them: with liveliness
+    gone = crossed * (lively / size[:, None, None]) + answer @ (crossed * lively)
     moved = held @ object_inverse @ jnp.swapaxes(held, 2, 3)
     coarse = []
     for i, s in enumerate(series):
@@ -279,8 +284,9 @@ def build(
     top = tuple(jnp.stack(parts) for parts in tops)
     object_root = last(root, object_inverse)
     return Preconditioner(
-        inverse, blurred, weight, lam, base, pixel, scene, still * weight, stills, thing, kind, place, told, crossed, object_inverse, object_root,
-        kinds, places, objects, classes, hierarchy.spaces["place"], top, tuple(coarse), spanned, held, size, *_scene_alone(factors, series, noise),
+        inverse, blurred, weight, lam, base, pixel, scene, still * weight, jnp.maximum(stillness, 1e-6), thing, kind, place, told, crossed,
+        object_inverse, object_root, kinds, places, objects, classes, hierarchy.spaces["place"], top, tuple(coarse), spanned, held,
+        *_scene_alone(factors, series, noise),
     )
 
 

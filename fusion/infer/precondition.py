@@ -66,8 +66,8 @@ class Preconditioner:
     """(K, N, T + offsets) what each look sees of the scene's coefficients and its own offset"""
     shown: Array
     """(N, Y, X) weight / liveliness: the scene, and offsets, come in units of a pixel's deviations"""
-    stills: Array
-    """(O,) mean of 1 / liveliness over each object"""
+    stillness: Array
+    """(O,) sum of 1 / liveliness over each object"""
     object: Array
     """(K, R, R_o) a unit's coefficients in units of the pixels': e = object u"""
     kind: Array
@@ -77,7 +77,7 @@ class Preconditioner:
     told: Array
     """(K, O, R, R) sum of I - X_0 over the pixels of each object"""
     crossed: Array
-    """(K, O, R, N) sum of p_n X_0 b_n: what an object and the scene, look by look, have to do with each other"""
+    """(K, O, R, N) sum of p_n X_0 b_n / liveliness: what an object and the scene, look by look, have to do with each other"""
     object_inverse: Array
     """(K, O, R_o, R_o)"""
     object_root: Array
@@ -97,8 +97,6 @@ class Preconditioner:
     """(K, R, T + offsets) the scene's coefficients as a pixel's"""
     held: Array
     """(K, O, R, R_o) what pixels leave of an object's units, on average, with liveliness"""
-    size: Array
-    """(O,) pixels, at least 1"""
     alone: Array
     """(K T, K T) inverse of the lower Cholesky factor of E^T Q E"""
     excess: Array
@@ -143,10 +141,10 @@ class Preconditioner:
         kinds, places = self.kind @ kind, self.place @ place
         told = jnp.einsum("koqr,kro->kqo", self.told, kinds @ self.kinds + places @ self.places)
         crossed = jnp.einsum("korn,kn->kro", self.crossed, mean)
-        given = jnp.einsum("koqr,kro->kqo", self.object_inverse, jnp.swapaxes(self.object, 1, 2) @ (told + crossed * self.stills))
+        given = jnp.einsum("koqr,kro->kqo", self.object_inverse, jnp.swapaxes(self.object, 1, 2) @ (told + crossed))
         objects = objects - given
         if cells:
-            gone = jnp.einsum("korq,kqo->kro", self.held, given) + crossed / self.size
+            gone = jnp.einsum("korq,kqo->kro", self.held, given) + crossed / self.stillness
             common = jnp.einsum("krt,kt->kr", self.spanned, scene)
             objects = objects - self._by_cells(reduce(add, [c.down(kinds, places, common, scene, gone) for c in cells]))
         field = self.classes.spread(kinds) + self.objects.spread(self.object @ objects) + self.nodes.spread(places)
@@ -175,8 +173,8 @@ class Preconditioner:
         pulled = jnp.einsum("koqr,kro->kqo", self.told, units)
         steps = r["scene"].shape[1]
         total = self.lam.T * jnp.einsum("knr,krn->kn", self.pixel, Weights(self.shown).gather(pixels))
-        over = told.objects / self.size if told else 0.0
-        total = total + jnp.einsum("korn,kro->kn", self.crossed, units * self.stills - over)
+        over = told.objects / self.stillness if told else 0.0
+        total = total + jnp.einsum("korn,kro->kn", self.crossed, units - over)
         scene = jnp.pad(r["scene"], ((0, 0), (0, self.scene.shape[2] - steps))) - jnp.einsum("knt,kn->kt", self.scene, total)
         kind = r["class"] - jnp.swapaxes(self.kind, 1, 2) @ (self.classes.gather(handed) + pulled @ self.kinds.T)
         place = r["place"] - jnp.swapaxes(self.place, 1, 2) @ (self.nodes.gather(handed) + pulled @ self.places.T)

@@ -16,7 +16,7 @@ from fusion.infer.channels import channel, coarse_info, told_to_pixels
 from fusion.infer.eliminate import _factor
 from fusion.infer.gaussian import System, add, dot, posterior, prepare, solve, white_noise
 from fusion.infer.looks import stack
-from fusion.process.hierarchy import Hyper, build
+from fusion.process.hierarchy import LEVELS, Hyper, build
 from tests.infer.oracle import DAYS, T, boxes, identity, instant, look
 
 SHAPE, K = (48, 48), 3
@@ -47,6 +47,29 @@ def scene(cell: int, patch: int, sigma: float = 0.002) -> Any:
         one.data = np.where(one.precision > 0, 0.05 * rng.normal(size=one.data.shape), 0).astype(np.float32)
     sensors = ("coarse", "fine") if patch else ("coarse",)
     return hierarchy, stack(looks, hierarchy, sensors, float), Hyper.default(K, sensors)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_pixels_of_any_liveliness_objects_and_the_scene_are_inverted_together() -> None:
+    """M^-1 Q is the identity where only these vary and one sharp band sees them, under holes and with offsets; without the addition for the scene."""
+    rng = np.random.default_rng(3)
+    rows, cols = np.indices((16, 16))
+    lively = 0.2 * 10 ** rng.uniform(size=(16, 16))
+    colour, memberships = np.ones((1, 1)), rng.dirichlet(np.ones(2), size=(16, 16)).transpose(2, 0, 1)
+    hierarchy = build(DAYS, np.full((1, 1), 0.01), colour, memberships, rows // 4 * 4 + cols // 4, spacing=8.0, liveliness=lively)
+    looks = []
+    for i in range(4):
+        sigma = np.full((1, 16, 16), 0.03)
+        sigma[:, 4 * i : 4 * i + 3, 2 * i :] = np.inf
+        looks.append(look("fine", i, identity((16, 16)), colour, instant(1.4 * i), sigma, offset=0.02))
+    hyper = Hyper.default(1, ("fine",))
+    others = [i for i, name in enumerate(LEVELS) if name in ("class", "place")]
+    system = prepare(hierarchy, stack(looks, hierarchy, ("fine",), float), hyper.replace(sd=hyper.sd.at[jnp.array(others)].multiply(1e-3)), None)
+    white = white_noise(jax.random.key(0), hierarchy)
+    bare = replace(system.preconditioner, alone=jnp.zeros_like(system.preconditioner.alone))
+    back = bare.apply(system(white))
+    for name in ("scene", "object", "pixel"):
+        np.testing.assert_allclose(back[name], white[name], atol=0.02, err_msg=name)
 
 
 def small_cells(patch: int, told: bool) -> float:
