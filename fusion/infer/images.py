@@ -1,6 +1,8 @@
 """What looks show on the latent grid, before anything is fitted: images, and how much places change.
 
-Images are known by (sensor, band, latent time), not by scene, so that tiles that no common scene covers have planes in common.
+Images are known by (sensor, band, latent time), not by scene, so that tiles that no common scene covers have planes in common. A land-cover map
+is images of no time: each code a direction of its own, about as far from every other code's (random ones are: Johnson & Lindenstrauss 1984,
+Contemporary Mathematics 26), so that tiles need not know each other's codes.
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from fusion.cube.cube import Cube
+from fusion.errors import JobError
 from fusion.infer.sight import sharpness
 
 Key = tuple[str, str, int]
 """sensor, band, index of the latent time"""
+MAP, ALWAYS, DIRECTIONS = "land cover", -1, 16
+"""sensor and time of a land-cover map's images, and how many they are"""
 
 
 def parted(observations: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
@@ -41,6 +46,25 @@ def images(fine: Sequence[Any], cube: Cube) -> tuple[tuple[Key, ...], NDArray[np
         return (("", "", 0),), np.full((1, *cube.grid.shape), np.nan, np.float32)
     each = ((np.stack(planes), weights) for planes, weights in (zip(*found, strict=True) for found in made.values()))
     return tuple(made), np.stack([planes[0] if len(planes) == 1 else mean_seen(planes, weights).astype(np.float32) for planes, weights in each])
+
+
+def with_map(keys: tuple[Key, ...], stack: NDArray[np.float32], codes: Any) -> tuple[tuple[Key, ...], NDArray[np.float32]]:
+    """The same images and those of a land-cover map.  codes: (Y, X) integers, negative = unknown; None = no map.
+
+    Raises JobError for a map of another shape or of numbers that are no codes.
+    """
+    if codes is None:
+        return keys, stack
+    codes = np.asarray(codes)
+    if codes.shape != stack.shape[1:] or not np.issubdtype(codes.dtype, np.integer):
+        raise JobError(
+            f"asked for land_cover of {stack.shape[1:]} integer codes, got {codes.shape} of {codes.dtype}: "
+            "bring the map to the latent pixels without averaging its codes"
+        )
+    found, place = np.unique(codes, return_inverse=True)
+    unit = np.stack([np.random.default_rng(int(c)).normal(size=DIRECTIONS) if c >= 0 else np.full(DIRECTIONS, np.nan) for c in found])
+    planes = np.moveaxis(unit[place.reshape(codes.shape)], -1, 0).astype(np.float32)
+    return (*keys, *((MAP, str(i), ALWAYS) for i in range(DIRECTIONS))), np.concatenate([stack, planes])
 
 
 def _on_grid(values: NDArray[Any], there: NDArray[np.bool_], footprint: Any) -> NDArray[np.float32]:

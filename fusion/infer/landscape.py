@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from fusion.cube.cube import Cube
 from fusion.errors import StoreError
 from fusion.infer.empirical import Learned, calibrated, pooled
-from fusion.infer.images import Key, changes, images, mean_seen, parted
+from fusion.infer.images import ALWAYS, MAP, Key, changes, images, mean_seen, parted, with_map
 from fusion.infer.sight import Sight, adapted
 from fusion.process import kernels
 from fusion.process.hierarchy import Hyper
@@ -111,9 +111,9 @@ class Landscape:
         """The same for the latent times from `first` on."""
         if first == 0:
             return self
-        kept = [i for i, key in enumerate(self.keys) if key[2] >= first]
+        kept = [i for i, key in enumerate(self.keys) if key[2] == ALWAYS or key[2] >= first]
         cover, *halves = (c.part(kept) for c in (self.cover, *self.halves))
-        keys = tuple((sensor, band, t - first) for sensor, band, t in (self.keys[i] for i in kept))
+        keys = tuple((sensor, band, t if t == ALWAYS else t - first) for sensor, band, t in (self.keys[i] for i in kept))
         part = None if self.empirical is None else self.empirical[first:, first:]
         return replace(self, keys=keys, cover=cover, halves=tuple(halves), empirical=None if part is None else part / np.mean(np.diag(part)))
 
@@ -141,13 +141,15 @@ class Landscape:
         )
 
 
-def survey(observations: Sequence[Any], cube: Cube, *, calibrate: bool = True, seed: int = 0, origin: tuple[int, int] = (0, 0)) -> Survey:
-    """A tile's survey from patches of its images, drawn by seed and the global position of its first pixel."""
+def survey(
+    observations: Sequence[Any], cube: Cube, *, calibrate: bool = True, seed: int = 0, origin: tuple[int, int] = (0, 0), land_cover: Any = None
+) -> Survey:
+    """A tile's survey from patches of its images, drawn by seed and the global position of its first pixel.  land_cover: as of `pose`."""
     learned: tuple[Learned, ...] = ()
     if calibrate:
         observations, learned = calibrated(observations, cube)
     useful, fine, _ = parted(observations)
-    keys, stack = images(fine, cube)
+    keys, stack = with_map(*images(fine, cube), land_cover)
     height, width = stack.shape[1:]
     number = int(np.clip(VALUES // (len(keys) * EDGE**2), 8, PATCHES))
     rng = np.random.default_rng([seed, *(o + 10**9 for o in origin)])
@@ -194,7 +196,7 @@ def learn(surveys: Sequence[Survey], cube: Cube, *, classes: int = 64, seed: int
     bands: dict[str, set[str]] = {}
     for sensor, band, _ in keys:
         bands.setdefault(sensor, set()).add(band)
-    share = np.array([1 / len(bands[key[0]]) for key in keys])
+    share = np.array([0.0 if key[0] == MAP else 1 / len(bands[key[0]]) for key in keys])
     covers = [
         Cover.learn(part, count=classes, seed=seed, before=_before(keys, part), share=share, change=change)
         for part in (patches, *(_halves(keys, patches) if halved else ()))
@@ -214,16 +216,16 @@ def _trimmed(one: Survey, keys: Sequence[Key], edge: tuple[int, ...]) -> Survey:
 
 def _halves(keys: Sequence[Key], patches: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     """The patches with the planes of every other latent time alone, and with those between."""
-    times = sorted({key[2] for key, plane in zip(keys, patches, strict=True) if np.isfinite(plane).any()})
+    times = sorted({key[2] for key, plane in zip(keys, patches, strict=True) if np.isfinite(plane).any()} - {ALWAYS})
     if len(times) < 2:
         return []
-    mine = [np.array([key[2] in times[first::2] for key in keys]) for first in (0, 1)]
+    mine = [np.array([key[2] in (ALWAYS, *times[first::2]) for key in keys]) for first in (0, 1)]
     return [np.where(one[:, None, None, None], patches, np.nan) for one in mine]
 
 
 def _before(keys: Sequence[Key], patches: NDArray[np.float32]) -> NDArray[np.int64]:
     """(N,) the plane before it in time of the same sensor and band, -1 = none.  Planes under more cloud than most are passed over."""
-    clear = np.isfinite(patches).mean((1, 2, 3))
+    clear = np.isfinite(patches).mean((1, 2, 3)) * np.array([key[2] != ALWAYS for key in keys])
     least = SHOWN * np.median(clear[clear > 0]) if clear.any() else 0.0
     out = np.full(len(keys), -1)
     last: dict[tuple[str, str], int] = {}

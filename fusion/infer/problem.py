@@ -15,7 +15,7 @@ from fusion.infer import looks
 from fusion.infer.empirical import Learned, calibrated
 from fusion.infer.gains import regained
 from fusion.infer.grain import grain
-from fusion.infer.images import images, parted
+from fusion.infer.images import ALWAYS, images, parted, with_map
 from fusion.infer.landscape import Landscape, learn, surveyed
 from fusion.infer.looks import Looks
 from fusion.process.hierarchy import Hierarchy, Hyper, build
@@ -65,7 +65,7 @@ def whole(series: tuple[Looks, ...], hierarchy: Hierarchy) -> View:
 def pose(
     observations: Sequence[Any], cube: Cube, *, origin: tuple[int, int] = (0, 0), classes: int = 64, segment: int = 8,
     spacing: float | None = None, ranks: Mapping[str, int] | None = None, seed: int = 0, calibrate: bool = True,
-    landscape: Landscape | None = None, folded: bool = False, sudden: float = SUDDEN,
+    landscape: Landscape | None = None, folded: bool = False, sudden: float = SUDDEN, land_cover: Any = None,
 ) -> Problem:
     """The problem of one tile.
 
@@ -75,6 +75,7 @@ def pose(
     calibrate: first learn blur, shift, gain and discrepancy of coarse sensors where fine ones saw the same ground, and the noise of the fine.
     landscape: what several tiles learned together (`fusion.infer.landscape`); None = learned from these observations alone.
     folded: with the folds that theta is learned from. sudden: share of a change between two looks that comes at one moment, 0 to 1.
+    land_cover: (Y, X) integer codes of a map, negative = unknown, whose borders classes and segments heed as those of one more look; None = no map.
     """
     if not 0 <= sudden <= 1:
         raise JobError(f"asked for sudden = {sudden}: it is the share of a change that comes at one moment, give 0 to 1")
@@ -82,7 +83,7 @@ def pose(
     if calibrate:
         observations, learned = calibrated(regained(observations, cube), cube, None if landscape is None else landscape.learned)
     useful, fine, _ = parted(observations)
-    keys, stack = images(fine, cube)
+    keys, stack = with_map(*images(fine, cube), land_cover)
     if landscape is None:
         landscape = learn([surveyed(useful, keys, stack, learned, cube)], cube, classes=classes, seed=seed, halved=folded)
     planes = landscape.planes(keys, stack)
@@ -104,7 +105,7 @@ def pose(
     medians = Hyper.default(cube.basis.rank, sensors)
     seen = np.zeros((len(cube.calendar), *cube.grid.shape), bool)
     for (_, _, time), plane in zip(keys, stack, strict=True):
-        seen[time] |= np.isfinite(plane)
+        seen[time] |= np.isfinite(plane) & (time != ALWAYS)
     return Problem(hierarchy, series, medians.replace(noise=np.array(noise)), learned, folds, seen)
 
 

@@ -46,7 +46,7 @@ class Cover:
     before: NDArray[np.int64]
     """(N,) the plane of the same band before it, -1 = none"""
     share: NDArray[np.float64]
-    """(N,) 1 / bands of its sensor"""
+    """(N,) 1 / bands of its sensor; 0 for planes of a land-cover map, which do not change"""
     step: NDArray[np.float64]
     """(N,) mean over the ground of what changed since the plane before"""
     swing: NDArray[np.float64]
@@ -74,15 +74,16 @@ class Cover:
         keep = seen.mean(1) > 0.05
         flat = np.where(seen, flat - mean[:, None], 0.0)
         loadings = np.zeros((1, planes))
+        since = np.full(planes, -1) if before is None else np.asarray(before, np.int64)
+        parts = np.ones(planes) if share is None else np.asarray(share, np.float64)
         if keep.any() and (np.abs(flat[keep]) > 1e-6).any():
-            flat = flat[keep] / np.maximum(seen[keep].mean(0), 0.2)
+            size = _sizes(flat[keep], parts[keep])
+            flat = size[:, None] * flat[keep] / np.maximum(seen[keep].mean(0), 0.2)
             values, vectors = np.linalg.eigh(flat @ flat.T / flat.shape[1])
             order = np.argsort(values)[::-1][:PARTS]
             order = order[values[order] > 1e-6 * values.max()]
             loadings = np.zeros((len(order), planes))
-            loadings[:, keep] = vectors[:, order].T / values[order][:, None] ** 0.25
-        since = np.full(planes, -1) if before is None else np.asarray(before, np.int64)
-        parts = np.ones(planes) if share is None else np.asarray(share, np.float64)
+            loadings[:, keep] = vectors[:, order].T / values[order][:, None] ** 0.25 * size
         steps = liveliness.differences(patches, since)
         usual = liveliness.usual(steps)
         bare = cls(mean, loadings, np.zeros((0, len(loadings))), 1.0, 1.0, np.ones(1), since, parts, *usual)
@@ -151,6 +152,17 @@ class Cover:
         markers = np.zeros(slope.shape, np.int32)
         markers[seed] = 1 + np.arange(int(seed.sum()))
         return np.asarray(watershed(slope, markers, compactness=1.0 / size) - 1, dtype=np.int32)
+
+
+def _sizes(flat: NDArray[np.float64], share: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N,) factors by which the planes of a map vary together as much as one look on average; 1 for looks, and where there are none.
+
+    flat: (N, P) deviations from each plane's mean. share: (N,) as of `Cover`.
+    """
+    power, looks = (flat**2).mean(1), share.sum()
+    drawn = share == 0
+    usual, own = power[~drawn].sum() / max(looks, 1e-12), power[drawn].sum()
+    return np.where(drawn & (own > 0) & (usual > 0), np.sqrt(usual / max(own, 1e-30)), 1.0)
 
 
 def _lively(classes: Planes, change: Planes) -> NDArray[np.float64]:

@@ -181,6 +181,7 @@ class Job(Record):
     """All of it."""
 
     name: str = "cube"
+    land_cover: str | None = Field(default=None, description="GeoTIFF of land-cover codes, path or address: one more image to draw classes from")
     area: Area
     target: Target = Target()
     period: Period
@@ -239,6 +240,7 @@ class Job(Record):
         for part, key, default in (("spectrum", "flights", False), ("tiles", "blend", None), ("engine", "landscape", 9)):
             values[part] = {k: v for k, v in document[part].items() if k != key or v != default}  # so that older cubes are known
         values["period"] = {k: v for k, v in document["period"].items() if v is not None}
+        values |= {} if self.land_cover is None else {"land_cover": self.land_cover}
         values |= {"grid": self.grid().to_attrs(), "times": self.calendar().to_attrs(), "draws": self.output.draws}
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -282,20 +284,17 @@ def _rooted(document: dict[str, Any], folder: Path) -> dict[str, Any]:
     def rooted(value: Any) -> Any:
         return str(folder / value) if isinstance(value, str) and value and "://" not in value else value
 
-    area, output, sources = document.get("area"), document.get("output"), document.get("sensors")
-    if isinstance(area, dict) and "geojson" in area:
-        area["geojson"] = rooted(area["geojson"])
-    if isinstance(output, dict) and "store" in output:
-        output["store"] = rooted(output["store"])
+    sources = document.get("sensors")
+    for part, key in ((document, "land_cover"), (document.get("area"), "geojson"), (document.get("output"), "store")):
+        if isinstance(part, dict) and key in part:
+            part[key] = rooted(part[key])
     for source in sources if isinstance(sources, list) else []:
         if not isinstance(source, dict):
             continue
         if "catalog" in source:
             source["catalog"] = rooted(source["catalog"])
         if isinstance(source.get("files"), list):
-            source["files"] = [
-                {**f, "href": rooted(f["href"])} if isinstance(f, dict) and "href" in f else rooted(f) for f in source["files"]
-            ]
+            source["files"] = [{**f, "href": rooted(f["href"])} if isinstance(f, dict) and "href" in f else rooted(f) for f in source["files"]]
     return document
 
 

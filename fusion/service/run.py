@@ -20,6 +20,7 @@ from fusion.cube.cube import Cube
 from fusion.cube.spectrum import SpectralBasis
 from fusion.errors import JobError, StoreError
 from fusion.observe.sensor import sensor
+from fusion.service import land_cover
 from fusion.service.blend import provisional, sweep
 from fusion.service.catalog import Found, find
 from fusion.service.cluster import connected
@@ -52,6 +53,8 @@ def plan(job: Job, found: Found | None = None) -> Plan:
     """What a job will cost: searches the catalogs, reads no pixels."""
     check(job)
     cube = Cube(job.grid(), job.calendar(), basis_of(job))
+    if job.land_cover is not None:
+        land_cover.check(job.land_cover, cube.grid)
     return make_plan(job, cube, find(job) if found is None else found)
 
 

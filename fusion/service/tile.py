@@ -13,9 +13,9 @@ import prometheus_client
 
 from fusion.cube.cube import Cube
 from fusion.cube.grid import Tile
-from fusion.errors import FusionError
+from fusion.errors import FusionError, SceneError
 from fusion.infer.posterior import Status
-from fusion.service import blend
+from fusion.service import blend, land_cover
 from fusion.service.job import Job
 from fusion.service.objects import finite
 from fusion.service.plan import Coverage, halo_of, tile_at
@@ -107,7 +107,8 @@ def survey_tile(url: str, fingerprint: str, index: tuple[int, int], *, fit: Fit 
         cube = Cube(tile.grid, at.store.cube.calendar, at.store.cube.basis)
         observations, _ = look(at.coverage.of(tile), tile, cube, read_retries)
         calibrate = bool(at.job.engine.settings.get("calibrate", True))
-        found = survey(observations, cube, calibrate=calibrate, seed=at.job.engine.seed, origin=at.origin(tile))
+        ground = land_cover.known(at.job.land_cover, tile.grid, read_retries)
+        found = survey(observations, cube, calibrate=calibrate, seed=at.job.engine.seed, origin=at.origin(tile), **ground)
         at.store.objects.put_arrays(key, found.to_arrays())
     return {"tile": index, "status": "OK"}
 
@@ -222,6 +223,10 @@ def fused(
     observations, record = look(at.coverage.of(tile) if items is None else items, tile, cube, read_retries)
     SECONDS.labels("read").observe(time.perf_counter() - began)
     known = {"prior": prior if shared is None else shared.prior(f"{tile.index[0]}.{tile.index[1]}")}
+    try:
+        known |= land_cover.known(at.job.land_cover, tile.grid, read_retries)
+    except SceneError as error:
+        record["failed_scenes"].append({"sensor": "land cover", "id": "map", "reason": str(error)})
     if (landscape := landscape_of(at.store)) is not None:
         known["landscape"] = landscape.since(len(at.store.cube.calendar) - len(cube.calendar))
     posterior = (fit or _engines())(

@@ -23,6 +23,7 @@ from scipy.special import ndtr, ndtri
 from fusion.cube.cube import Cube
 from fusion.cube.grid import Tile
 from fusion.errors import FusionError, JobError, StoreError
+from fusion.service import land_cover
 from fusion.service.cluster import connected
 from fusion.service.job import Engine, Job
 from fusion.service.objects import finite
@@ -61,6 +62,8 @@ class Exam:
     """what a committed tile learned; None = learned anew"""
     landscape: Any = None
     """what the cube's tiles learned together, which a committed theta belongs to"""
+    land_cover: str | None = None
+    """the job's map"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +170,7 @@ def _sampled(
         tile = tile_at(cube.grid, core, halo, index)
         exams.append(Exam(
             tile, Cube(tile.grid, cube.calendar, cube.basis), coverage.of(tile), job.engine, job.cluster.read_retries, looks,
-            (tile.origin[0] + anchor[0], tile.origin[1] + anchor[1]), thetas.get(index),
+            (tile.origin[0] + anchor[0], tile.origin[1] + anchor[1]), thetas.get(index), land_cover=job.land_cover,
         ))
     return exams
 
@@ -201,7 +204,7 @@ def examine(exam: Exam, measure: Measure | None = None) -> tuple[pd.DataFrame, b
     if len(observations) < 2:
         raise FusionError(f"{len(observations)} acquisitions are clear here, so none can be left out")
     asked, origin = exam.engine, exam.origin
-    shared = {} if exam.landscape is None else {"landscape": exam.landscape}
+    shared = land_cover.known(exam.land_cover, exam.tile.grid, exam.read_retries) | ({} if exam.landscape is None else {"landscape": exam.landscape})
     theta = None if exam.theta is None else Hyper.from_attrs(exam.theta)
     if theta is None and measure is None:
         theta = fit(observations, exam.cube, engine=asked.name, draws=0, seed=asked.seed, origin=origin, **asked.settings, **shared).hyper

@@ -8,9 +8,6 @@ import numpy as np
 import pytest
 
 from fusion.infer.blocks import invert, invert_lower, kept, root, times
-from fusion.infer.gaussian import prepare
-from fusion.process.hierarchy import LEVELS
-from tests.infer.oracle import world
 
 
 def spd(size: int, *batch: int) -> np.ndarray:
@@ -51,20 +48,3 @@ def test_kept_is_what_was_computed_also_side_by_side_and_for_nan() -> None:
     spoiled = np.asarray(jax.jit(product)(vector.at[0, 0, 0, 0].set(jnp.nan)))
     assert np.isnan(spoiled[0, :, 0, 0]).all()
     assert np.isfinite(spoiled[1]).all()
-
-
-@pytest.mark.usefixtures("hasty")
-@pytest.mark.parametrize("kind", ["fine", "plain"])
-def test_preconditioner_inverts_the_pixels(kind: str) -> None:
-    """Where only pixels vary and looks are sharp and without common errors, M^-1 Q is the identity."""
-    w = world(kind)
-    w.simulate(1)
-    still = w.hyper.replace(
-        sd=w.hyper.sd.at[jnp.array([i for i, name in enumerate(LEVELS) if name != "pixel"])].multiply(1e-3), offset=1e-3, gain=1e-3,
-    )
-    system = prepare(w.hierarchy, tuple(s for s in w.series if not s.coarse), still, None)
-    rng = np.random.default_rng(2)
-    white = {n: jnp.zeros(s) for n, s in w.hierarchy.white_shapes.items()}
-    white["pixel"] = white["pixel"].at[0].set(jnp.asarray(rng.normal(size=white["pixel"].shape[1:]), jnp.float32))
-    back = system.preconditioner.apply(system(white))
-    np.testing.assert_allclose(back["pixel"][0], white["pixel"][0], atol=0.05)
