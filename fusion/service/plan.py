@@ -202,6 +202,8 @@ class Plan:
         for name, per_tile in self.looks.items():
             spread = f"per tile {per_tile.min()} to {per_tile.max()}, mean {per_tile.mean():.1f}"
             rows.append((f"looks of {name}", f"{len(self.found.items[name])} scenes; {spread}"))
+        if self.job.land_cover is not None:
+            rows.append(("land-cover map", self.job.land_cover))
         limit = self.workers.memory
         fit = "limit not known" if limit is None else f"{'fits' if self.fits else 'does NOT fit'} in {format_bytes(int(limit))}"
         return [

@@ -226,11 +226,13 @@ def page(store: CubeStore) -> str:
             f'<p class="warn">{status.size - len(records)} of {status.size} tiles are not there yet: '
             "<code>fusion resume</code> with the address below goes on.</p>"
         )
+    drawn = about["job"].get("land_cover")
     body.append(_table([
         ("area", f"{grid.shape[1]} x {grid.shape[0]} pixels of {grid.resolution:g} m, {grid.crs}"),
         ("times", f"{times.size}, {day[0]} to {day[1]}"), ("tiles", f"{len(records)} of {status.size} committed"),
         ("spectrum", f"{store.cube.basis.rank} components"), ("posterior draws", store.layout.draws),
-        ("engine", (about["job"].get("engine") or {}).get("name", "")), ("address", store.url), ("fingerprint", about["fingerprint"]),
+        ("engine", (about["job"].get("engine") or {}).get("name", "")), *([("land-cover map", drawn)] if drawn else []),
+        ("address", store.url), ("fingerprint", about["fingerprint"]),
     ]))  # fmt: skip
     body.append("<h2>The cube</h2>" + _picture(_maps(store), "posterior mean and standard deviation"))
     body.append('<p class="small">Bright on the right: where the cube is least sure, for want of clear looks. Numbers to work with, '
