@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform_bounds
 
 from fusion.cube.grid import Grid
 from fusion.errors import JobError, SceneError
@@ -34,11 +35,15 @@ def check(address: str, grid: Grid) -> None:
         if plain != address:
             raise JobError(f"land_cover {plain}: asked for with a signature, which a store must not keep: give a plain address or a local copy")
     try:
-        with _seen(address, grid) as map_:
-            if not map_.dataset_mask(out_shape=(64, 64)).any():
-                raise JobError(f"land_cover {address}: it says nothing in {grid.bounds} of {grid.crs}: give a map of the job's area")
+        with _opened(address) as file:
+            there, (west, south, east, north) = file.bounds, transform_bounds(grid.crs.to_wkt(), file.crs, *grid.bounds)
     except (OSError, RasterioError) as error:
         raise JobError(f"land_cover {address} cannot be opened ({' '.join(str(error).split())[:200]}): check path or address") from error
+    if not (west < there.right and there.left < east and south < there.top and there.bottom < north):
+        raise JobError(
+            f"land_cover {address}: it covers {there.left:g} {there.bottom:g} {there.right:g} {there.top:g}, the job asks for "
+            f"{west:g} {south:g} {east:g} {north:g} there: give a map of the job's area"
+        )
 
 
 def codes(address: str, grid: Grid, retries: int = 3) -> NDArray[np.int64]:
@@ -46,10 +51,12 @@ def codes(address: str, grid: Grid, retries: int = 3) -> NDArray[np.int64]:
 
     What may pass (network, file system) is tried again with growing pauses; then SceneError, which costs the tile the map and nothing else.
     """
+    height, width = grid.shape
+    onto = {"crs": grid.crs.to_wkt(), "transform": grid.geobox.transform, "height": height, "width": width}
     for attempt in range(retries + 1):
         try:
-            with _seen(address, grid) as map_:
-                return np.where(map_.dataset_mask() > 0, map_.read(1).astype(np.int64), UNKNOWN)
+            with _opened(address) as file, WarpedVRT(file, resampling=Resampling.mode, add_alpha=file.nodata is None, **onto) as seen:
+                return np.where(seen.dataset_mask() > 0, seen.read(1).astype(np.int64), UNKNOWN)
         except (OSError, RasterioError) as error:
             if attempt == retries:
                 raise SceneError(f"land_cover {address}: {' '.join(str(error).split())[:300]}") from error
@@ -64,14 +71,11 @@ def known(address: str | None, grid: Grid, retries: int = 3) -> dict[str, Any]:
 
 
 @contextmanager
-def _seen(address: str, grid: Grid) -> Iterator[Any]:
-    """The map as a raster on the latent pixels, of which only what is asked for is read.  Only GeoTIFF: a VRT could name any other file."""
+def _opened(address: str) -> Iterator[Any]:
+    """The map, of which only what is asked for is read.  Only GeoTIFF: a VRT could name any other file."""
     with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_HTTP_MAX_RETRY=2), rasterio.open(address, driver="GTiff") as file:
         kind = np.dtype(file.dtypes[0])
         if file.crs is None or not np.issubdtype(kind, np.integer):
             told = "no coordinate system" if file.crs is None else f"{kind} numbers"
             raise JobError(f"land_cover {address}: asked for integer codes on a map projection, got {told}: give a classified GeoTIFF")
-        height, width = grid.shape
-        onto = {"crs": grid.crs.to_wkt(), "transform": grid.geobox.transform, "height": height, "width": width}
-        with WarpedVRT(file, resampling=Resampling.mode, add_alpha=file.nodata is None, **onto) as map_:
-            yield map_
+        yield file

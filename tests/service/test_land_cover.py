@@ -68,10 +68,19 @@ def test_beyond_a_map_without_fill_nothing_is_known(tmp_path: Path) -> None:
     assert set(np.unique(found).tolist()) == {land_cover.UNKNOWN, 3}
 
 
+def test_a_map_of_the_whole_earth_is_a_map_of_the_area(tmp_path: Path) -> None:
+    path = tmp_path / "earth.tif"
+    profile = {"driver": "GTiff", "count": 1, "dtype": "int16", "height": 180, "width": 360, "crs": "EPSG:4326"}
+    with rasterio.open(path, "w", **profile, transform=Affine(1, 0, -180, 0, -1, 90)) as file:
+        file.write(np.arange(180 * 360, dtype=np.int16).reshape(180, 360) % 1000, 1)
+    land_cover.check(str(path), GRID)
+    assert np.unique(land_cover.codes(str(path), GRID)).tolist() == [((90 - 41) * 360 + (180 - 106)) % 1000]
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ("missing", "cannot be opened"), ("float", "float32"), ("unplaced", "no coordinate system"), ("elsewhere", "says nothing"),
+        ("missing", "cannot be opened"), ("float", "float32"), ("unplaced", "no coordinate system"), ("elsewhere", "it covers"),
         ("https://maps.test/c.tif?sig=secret", "signature"), ("https://me:secret@maps.test/c.tif", "password"),
         ("ftp://maps.test/c.tif", "only https"),
     ],
