@@ -78,7 +78,7 @@ class Cover:
         parts = np.ones(planes) if share is None else np.asarray(share, np.float64)
         if keep.any() and (np.abs(flat[keep]) > 1e-6).any():
             size = _sizes(flat[keep], parts[keep])
-            flat = size[:, None] * flat[keep] / np.maximum(seen[keep].mean(0), 0.2)
+            flat = size[:, None] * _scaled_up(flat[keep], seen[keep], parts[keep])
             values, vectors = np.linalg.eigh(flat @ flat.T / flat.shape[1])
             order = np.argsort(values)[::-1][:PARTS]
             order = order[values[order] > 1e-6 * values.max()]
@@ -106,7 +106,7 @@ class Cover:
     def features(self, stack: Planes) -> NDArray[np.float64]:
         """(F, Y, X) of a stack (N, Y, X) of the planes, NaN = missing.
 
-        A missing value is the plane's mean; features of pixels that few planes saw are scaled up to what they would be.
+        A missing value is the plane's mean; what images say of pixels that few of them saw is scaled up to what it would be.
         """
         count, *shape = stack.shape
         used = np.abs(self.loadings).max(0) > 0
@@ -114,7 +114,7 @@ class Cover:
             return np.zeros((1, *shape))
         flat = stack.reshape(count, -1)[used].astype(np.float64)
         seen = np.isfinite(flat)
-        flat = np.where(seen, flat - self.mean[used][:, None], 0.0) / np.maximum(seen.mean(0), 0.2)
+        flat = _scaled_up(np.where(seen, flat - self.mean[used][:, None], 0.0), seen, self.share[used])
         return (self.loadings[:, used] @ flat).reshape(-1, *shape)
 
     def classes(self, found: NDArray[np.float64], count: int = 64) -> NDArray[np.float32]:
@@ -152,6 +152,12 @@ class Cover:
         markers = np.zeros(slope.shape, np.int32)
         markers[seed] = 1 + np.arange(int(seed.sum()))
         return np.asarray(watershed(slope, markers, compactness=1.0 / size) - 1, dtype=np.int32)
+
+
+def _scaled_up(flat: NDArray[np.float64], seen: NDArray[np.bool_], share: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Deviations (N, P), 0 where not `seen`, those of images (share > 0) over the part of them that saw a pixel, at least a fifth."""
+    images = share > 0
+    return np.where(images[:, None], flat / np.maximum(seen[images].mean(0), 0.2), flat) if images.any() else flat
 
 
 def _sizes(flat: NDArray[np.float64], share: NDArray[np.float64]) -> NDArray[np.float64]:
