@@ -124,34 +124,38 @@ class Solved:
     white: White
     iterations: Array
     error: Array
-    """() estimated error in posterior sd: the worst level's root mean square"""
+    """() estimated error in posterior sd: the worst level's root mean square, the larger of the last two passes"""
 
 
 def solve(system: System, right: White, tolerance: float, limit: int) -> Solved:
     """Preconditioned conjugate gradients.  Stops when the error, in posterior standard deviations, is under `tolerance`.
 
     e^T Q e is the error's energy in units of posterior sd; r^T M^-1 r estimates it. It is asked of every level apart, per
-    coefficient, so that a level of few coefficients cannot hide behind a million pixels.
+    coefficient, so that a level of few coefficients cannot hide behind a million pixels, and of two passes in a row, since it does not fall
+    steadily: a single dip is no end.
     """
     x = {n: jnp.zeros_like(v) for n, v in right.items()}
 
-    def unfinished(state: tuple[White, White, White, Array, Array, Array]) -> Array:
+    State = tuple[White, White, White, Array, Array, Array, Array]
+
+    def unfinished(state: State) -> Array:
         return (state[5] > tolerance) & (state[4] < limit)
 
-    def step(state: tuple[White, White, White, Array, Array, Array]) -> tuple[White, White, White, Array, Array, Array]:
-        x, r, p, rho, count, _ = state
+    def step(state: State) -> State:
+        x, r, p, rho, count, _, before = state
         y = system.preconditioner.apply(r)  # Q and M stand once each in the program: they are what takes long to compile
         energy = dot(r, y)
-        error = jnp.sqrt(jnp.max(jnp.stack([jnp.abs(v) / r[n].size for n, v in energy.items()])))
+        now = jnp.sqrt(jnp.max(jnp.stack([jnp.abs(v) / r[n].size for n, v in energy.items()])))
+        error = jnp.maximum(now, before)
         fresh = jnp.asarray(sum(energy.values()))
         p = add(y, p, jnp.where(count > 0, fresh / jnp.maximum(rho, 1e-30), 0.0))
         q = jax.lax.cond(error > tolerance, system, lambda p: jax.tree.map(jnp.zeros_like, p), p)  # none after the last: no curvature, no step
         curvature = jnp.asarray(sum(dot(p, q).values()))
         alpha = jnp.where(curvature > 0, fresh / jnp.maximum(curvature, 1e-30), 0.0)  # never a step along a rounding error
-        return add(x, p, alpha), add(r, q, -alpha), p, fresh, count + 1, error
+        return add(x, p, alpha), add(r, q, -alpha), p, fresh, count + 1, error, now
 
-    state = (x, right, x, jnp.zeros(()), jnp.asarray(0), jnp.asarray(jnp.inf))
-    x, _, _, _, count, error = jax.lax.while_loop(unfinished, step, state)
+    state = (x, right, x, jnp.zeros(()), jnp.asarray(0), jnp.asarray(jnp.inf), jnp.asarray(jnp.inf))
+    x, _, _, _, count, error, _ = jax.lax.while_loop(unfinished, step, state)
     return Solved(x, count, error)
 
 
