@@ -107,8 +107,10 @@ def test_the_map_is_of_all_times_and_stored_with_the_landscape() -> None:
     assert {key[2] for key in later.keys} == {ALWAYS, 0, 1}
     again = Landscape.from_arrays(found.to_arrays())
     assert again.keys == found.keys
-    problem = posed(looks, cube, CODES, folded=True)
-    assert not problem.seen[[t for t in range(len(cube.calendar)) if t not in range(4)]].any()
+    seen = posed(looks[:2], cube, CODES, folded=True).seen
+    assert seen is not None
+    assert seen[:2].all()
+    assert not seen[2:].any()  # a map of no time is no look of any, the last among them
 
 
 @pytest.mark.parametrize("codes", [np.zeros((EDGE, EDGE - 1), int), np.zeros((EDGE, EDGE))])
