@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import time
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,10 +18,15 @@ from rasterio.warp import transform_bounds
 from fusion.cube.grid import Grid
 from fusion.errors import JobError, SceneError
 from fusion.service.policy import Origin, Refused, safe_href
+from fusion.service.reading import again
 
-log = logging.getLogger("fusion")
 UNKNOWN = -1
 """code of a pixel of which the map says nothing"""
+GDAL = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_MAX_RETRY": "3", "GDAL_HTTP_RETRY_DELAY": "0.3", "GDAL_HTTP_RETRY_CODES": "ALL",
+    "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/:/vsigs/:/vsiaz/",
+}
+"""how a map is read; a variable of the same name in the environment wins. The last: a failure is not remembered for the life of the process"""
 
 
 def check(address: str, grid: Grid) -> None:
@@ -49,20 +53,19 @@ def check(address: str, grid: Grid) -> None:
 def codes(address: str, grid: Grid, retries: int = 3) -> NDArray[np.int64]:
     """(Y, X) the code that most of each latent pixel has, UNKNOWN where there is none.
 
-    What may pass (network, file system) is tried again with growing pauses; then SceneError, which costs the tile the map and nothing else.
+    Read again where that may help; then SceneError, which costs the tile the map and nothing else.
     """
     height, width = grid.shape
     onto = {"crs": grid.crs.to_wkt(), "transform": grid.geobox.transform, "height": height, "width": width}
-    for attempt in range(retries + 1):
-        try:
-            with _opened(address) as file, WarpedVRT(file, resampling=Resampling.mode, add_alpha=file.nodata is None, **onto) as seen:
-                return np.where(seen.dataset_mask() > 0, seen.read(1).astype(np.int64), UNKNOWN)
-        except (OSError, RasterioError) as error:
-            if attempt == retries:
-                raise SceneError(f"land_cover {address}: {' '.join(str(error).split())[:300]}") from error
-            log.info("land cover: attempt %d failed (%s), trying again", attempt + 1, error)
-            time.sleep(min(0.5 * 2**attempt, 20.0))
-    raise AssertionError("unreachable")
+
+    def attempt() -> NDArray[np.int64]:
+        with _opened(address) as file, WarpedVRT(file, resampling=Resampling.mode, add_alpha=file.nodata is None, **onto) as seen:
+            return np.where(seen.dataset_mask() > 0, seen.read(1).astype(np.int64), UNKNOWN)
+
+    try:
+        return again(attempt, retries, "land cover")
+    except (OSError, RasterioError) as error:
+        raise SceneError(f"land_cover {address}: {' '.join(str(error).split())[:300]}") from error
 
 
 def known(address: str | None, grid: Grid, retries: int = 3) -> dict[str, Any]:
@@ -73,7 +76,8 @@ def known(address: str | None, grid: Grid, retries: int = 3) -> dict[str, Any]:
 @contextmanager
 def _opened(address: str) -> Iterator[Any]:
     """The map, of which only what is asked for is read.  Only GeoTIFF: a VRT could name any other file."""
-    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_HTTP_MAX_RETRY=2), rasterio.open(address, driver="GTiff") as file:
+    settings = {name: value for name, value in GDAL.items() if name not in os.environ}
+    with rasterio.Env(**settings), rasterio.open(address, driver="GTiff") as file:
         kind = np.dtype(file.dtypes[0])
         if file.crs is None or not np.issubdtype(kind, np.integer):
             told = "no coordinate system" if file.crs is None else f"{kind} numbers"

@@ -6,10 +6,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -24,6 +24,7 @@ from fusion.observe.sensor import Sensor, sensor
 from fusion.service.policy import Item
 
 log = logging.getLogger("fusion")
+Read = TypeVar("Read")
 
 READERS = 8
 """scenes of a tile that are read at the same time: reading waits for storage far more than it computes"""
@@ -89,21 +90,32 @@ def _ahead(
 
 
 def read(facts: Sensor, document: Item, tile: Tile, retries: int) -> Scene:
-    """One scene's window; what may pass (network, file system) is tried again with growing pauses, the rest is not."""
-    for attempt in range(retries + 1):
+    """One scene's window, read again where that may help; Unreadable for what a tile has to do without."""
+
+    def attempt() -> Scene:
+        item = pystac.Item.from_dict(document, preserve_dict=True)
+        with nullcontext() if _side_by_side(document) else _alone:
+            return facts.read(item, tile.grid)
+
+    try:
+        return again(attempt, retries, f"{facts.name} scene {document['id']}")
+    except MemoryError:
+        raise
+    except Exception as error:  # a sensor is a plug-in: whatever it raises costs one scene, not the job
+        raise Unreadable(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}") from error
+
+
+def again(attempt: Callable[[], Read], retries: int, what: str) -> Read:
+    """What an attempt gives; one that fails by what may pass (network, file system) is made again with growing pauses, any other is not."""
+    for count in range(retries):
         try:
-            item = pystac.Item.from_dict(document, preserve_dict=True)
-            with nullcontext() if _side_by_side(document) else _alone:
-                return facts.read(item, tile.grid)
-        except MemoryError:
-            raise
-        except Exception as error:  # a sensor is a plug-in: whatever it raises costs one scene, not the job
-            lasting = isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError) or not isinstance(error, OSError)
-            if lasting or attempt == retries:
-                raise Unreadable(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}") from error
-            log.info("%s scene %s: attempt %d failed (%s), trying again", facts.name, document["id"], attempt + 1, error)
-            time.sleep(min(0.5 * 2**attempt, 20.0))
-    raise AssertionError("unreachable")
+            return attempt()
+        except OSError as error:
+            if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+                raise
+            log.info("%s: attempt %d failed (%s), trying again", what, count + 1, error)
+            time.sleep(min(0.5 * 2**count, 20.0))
+    return attempt()
 
 
 def _side_by_side(document: Item) -> bool:

@@ -17,7 +17,8 @@ from fusion.service import run as running
 from fusion.service import tile as tiling
 from fusion.service.job import Job
 from fusion.service.validation import _of_job, examine
-from tests.service.worlds import BBOX, honest_measure, job_document, quick_fit, small_cube, small_job
+from tests.service.servers import recording
+from tests.service.worlds import BBOX, archive, honest_measure, job_document, quick_fit, small_cube, small_job
 
 GRID = small_cube().grid
 STEP = 0.0001
@@ -136,6 +137,19 @@ def test_a_tile_is_fitted_with_its_part_of_the_map_and_without_one_that_is_lost(
     assert seen[-1] is None
     assert record["status"] == "READ_FAILED"
     assert "cover.tif" in record["message"]
+
+
+def test_a_server_that_comes_back_costs_no_map(halves: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More failures than GDAL itself retries: GDAL must not remember that the file was gone."""
+    monkeypatch.setenv("GDAL_HTTP_MAX_RETRY", "1")
+    monkeypatch.setenv("GDAL_HTTP_RETRY_DELAY", "0.1")
+    with recording(archive(tmp_path / "archive")) as (api, traffic):
+        (api.folder / "cover.tif").write_bytes(Path(halves).read_bytes())
+        path = f"{api.prefix}cover.tif"
+        traffic.orders[path] = [500] * 5
+        found = land_cover.codes(f"{api.root}{path}", GRID, retries=6)
+    assert traffic.answers[500] == 5
+    np.testing.assert_array_equal(found, land_cover.codes(halves, GRID))
 
 
 def test_a_job_is_validated_with_its_map(catalog: Path, halves: str, tmp_path: Path) -> None:
