@@ -13,7 +13,7 @@ from jax.scipy.linalg import solve_triangular
 
 from fusion.infer.blocks import invert, invert_lower, last, panels, root
 from fusion.infer.cells import Cells, cells, shares
-from fusion.infer.channels import channel, mean_tau, transfer
+from fusion.infer.channels import channel, mean_tau, shown, transfer
 from fusion.infer.looks import Looks
 from fusion.infer.noise import Noise
 from fusion.infer.precondition import Preconditioner
@@ -38,16 +38,18 @@ def pixel_inverse(design: Array, lam: Array, weight: Array) -> Array:
     return jnp.transpose(blocks, (3, 1, 2, 0, 4))
 
 
-def _unsure(design: Array, lam: Array, blurred: Sequence[Array], weight: Array) -> tuple[Array, ...]:
-    """(K, R, R, Y, X) X_i - X_0 of each band: what blurred looks, of power `blurred` (N, K) for `lam`, leave open.
+def _unsure(design: Array, lam: Array, blurred: Sequence[Array], weight: Array, power: Array) -> tuple[Array, ...]:
+    """(K, R, R, Y, X) Y_i - Y_0 of each band: what blurred looks, of power `blurred` (N, K) for `lam`, leave open.
 
-    A filter joins a pixel to the next row and column: the best seen of the four counts, and none where it would reach beyond the tile.
+    weight: (N, Y, X) of the ground itself. power: a^2, (Y, X). A filter joins a pixel to the next row and column: the best seen and the calmest
+    of the four count, and none where it would reach beyond the tile.
     """
-    for axis in (1, 2):
+    for axis in (-2, -1):
         weight = jnp.maximum(weight, jnp.roll(weight, -1, axis))
-    inside = jnp.ones(weight.shape[1:]).at[-1].set(0.0).at[:, -1].set(0.0)
-    sharp = pixel_inverse(design, lam, weight)
-    return tuple((pixel_inverse(design, power, weight) - sharp) * inside for power in blurred)
+        power = jnp.minimum(power, jnp.roll(power, -1, axis))
+    inside = power.at[-1].set(0.0).at[:, -1].set(0.0)
+    sharp = pixel_inverse(design, lam, power * weight)
+    return tuple((pixel_inverse(design, faint, power * weight) - sharp) * inside for faint in blurred)
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,21 +226,20 @@ def build(
 
     fine = [i for i, told in enumerate(told_of) if told]
     if fine:
-        weight = alive**2 * jnp.concatenate([jnp.maximum(series[i].footprint.adjoint(channels[i].weight), 0.0) for i in fine])
+        ground = jnp.concatenate([shown(series[i].footprint, channels[i].weight) for i in fine])
         lam = jnp.concatenate([jnp.broadcast_to(channels[i].lam, (counts[i], rank)) for i in fine])
         tau = jnp.concatenate([mean_tau(series[i]) for i in fine])
         scene = jnp.concatenate([scene_of(i) for i in fine], axis=1)
         seen = [jnp.broadcast_to(transfer(series[i])[:, None], (2, counts[i])) for i in fine]
         faint = [lam * g[:, None] for g in jnp.concatenate(seen, axis=1)]
     else:
-        faint, weight, lam, tau = [], jnp.zeros((1, shape[0], shape[1])), jnp.zeros((1, rank)), jnp.zeros((1, steps))
+        faint, ground, lam, tau = [], jnp.zeros((1, shape[0], shape[1])), jnp.zeros((1, rank)), jnp.zeros((1, steps))
         scene = jnp.zeros((rank, 1, steps + total))
-    pixel = by_look(tau)
+    pixel, weight, still = by_look(tau), alive**2 * ground, 1.0 / alive
     kind, place, thing = (inside(name) for name in ("class", "place", "object"))
     inverse = pixel_inverse(pixel, lam, weight)
-    blurred = _unsure(pixel, lam, faint, weight)
+    blurred = _unsure(pixel, lam, faint, ground, alive**2)
     size = jnp.maximum(objects.gather(jnp.ones((shape[0], shape[1]))), 1.0)
-    still = 1.0 / alive
     stillness, kinds, places = objects.gather(still), objects.gather(classes.weight) / size, objects.gather(nodes) / size
     known = jnp.eye(width)[:, :, None, None] - inverse
     told, calm = (jnp.moveaxis(objects.gather(planes), 3, 1) for planes in (known, still * known))
@@ -284,7 +285,7 @@ def build(
     top = tuple(jnp.stack(parts) for parts in tops)
     object_root = last(root, object_inverse)
     return Preconditioner(
-        inverse, blurred, weight, lam, base, pixel, scene, still * weight, jnp.maximum(stillness, 1e-6), thing, kind, place, told, crossed,
+        inverse, blurred, weight, still, lam, base, pixel, scene, still * weight, jnp.maximum(stillness, 1e-6), thing, kind, place, told, crossed,
         object_inverse, object_root, kinds, places, objects, classes, hierarchy.spaces["place"], top, tuple(coarse), spanned, held,
         *_scene_alone(factors, series, noise),
     )

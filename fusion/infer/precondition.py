@@ -21,9 +21,10 @@ that is the scene's own, of all components (a coarse space of the additive Schwa
 A blurred look hardly sees the finest pattern of the pixels, so the pixels' inverse X_0 is far too sure there. With high-pass filters Phi_i,
 the undecimated Haar ones along one axis and along both, and the blur's mean squared transfer g_i^2 in their bands,
 
-    M^-1 = (U^T D U)^-1 + sum_i Phi_i^T (X_i - X_0) Phi_i,      X_i = (I + g_i^2 J)^-1,   J = information of the looks without blur
+    M^-1 = (U^T D U)^-1 + a^-1 sum_i Phi_i^T (Y_i - Y_0) Phi_i a^-1,   Y_i = (a^-2 + g_i^2 J)^-1,   J = information of the looks without blur
 
-on the pixels. Every X_i - X_0 is positive, the filters vanish on smooth fields, and the mean over all bands is the pixel's variance.
+on the pixels, seen on the ground itself: what a blur hides is a pattern of the ground, not of what it is in units of an uneven liveliness. Every
+Y_i - Y_0 is positive, the filters vanish on smooth fields, and the mean over all bands is the pixel's variance.
 """
 
 from __future__ import annotations
@@ -53,9 +54,11 @@ class Preconditioner:
     inverse: Array
     """(K, R, R, Y, X) pixel blocks X_0"""
     blurred: tuple[Array, ...]
-    """(K, R, R, Y, X) X_i - X_0 of the bands that are high along one axis, and along both; () where there are no fine looks"""
+    """(K, R, R, Y, X) Y_i - Y_0 of the bands that are high along one axis, and along both; () where there are no fine looks"""
     weight: Array
     """(N, Y, X) of all fine looks; p_n = lam_n weight_n"""
+    still: Array
+    """(Y, X) 1 / a"""
     lam: Array
     """(N, K)"""
     base: Array
@@ -103,18 +106,18 @@ class Preconditioner:
     """(K, T) variance of the scene that other components leave"""
 
     def _with_finest(self, pixels: Array, right: Array) -> Array:
-        """(K, R, Y X) pixels + sum_i Phi_i^T (X_i - X_0) Phi_i of their right-hand side (K, R, Y, X)."""
+        """(K, R, Y X) pixels + a^-1 sum_i Phi_i^T (Y_i - Y_0) Phi_i a^-1 of their right-hand side (K, R, Y, X)."""
         if not self.blurred:
             return pixels
         edge, corner = self.blurred
-        down, both, along = kept(lambda: _bands(right), (right,) * 3)
+        down, both, along = kept(lambda: _bands(self.still * right), (right,) * 3)
         products = kept(lambda: (times(edge, down), times(corner, both), times(edge, along)), (right,) * 3)
-        return kept(lambda: pixels + (_bands_back(*products) / 16).reshape(pixels.shape), pixels)
+        return kept(lambda: pixels + (self.still / 16 * _bands_back(*products)).reshape(pixels.shape), pixels)
 
     @property
     def variance(self) -> Array:
         """(K, R, R, Y, X) covariance of a pixel's own coefficients: the mean over the bands, a quarter of the spectrum each."""
-        return self.inverse + (0.5 * self.blurred[0] + 0.25 * self.blurred[1] if self.blurred else 0.0)
+        return self.inverse + (self.still**2 * (0.5 * self.blurred[0] + 0.25 * self.blurred[1]) if self.blurred else 0.0)
 
     def _split(self, top: Array) -> tuple[Array, Array, Array]:
         """(K, U) -> scene with offsets, classes (K, R_c, C), places (K, R_p, G)."""

@@ -6,7 +6,7 @@ footprints), `Gathered` (many narrow ones in general position), `Tangent` (a der
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -206,6 +206,17 @@ class Tangent(Footprint):
 
     def dense(self) -> NDArray[np.float64]:
         return (self.plus.dense() - self.minus.dense()) * float(self.scale)
+
+
+def squared(footprint: Footprint) -> Footprint:
+    """The map whose every weight is squared: its adjoint of precisions is what a pixel alone is seen with, all others known.
+
+    Raises TypeError for a derivative, which is a difference of two maps.
+    """
+    if isinstance(footprint, Tangent):
+        raise TypeError("asked for the squared weights of a derivative: they are no product; square the footprint itself")
+    factors = (name for name in ("keep", "rows", "cols", "weights", "back_weights") if hasattr(footprint, name))
+    return replace(footprint, **{name: getattr(footprint, name) ** 2 for name in factors})
 
 
 def _product(keep: Weights, rows: Weights, cols: Weights) -> NDArray[np.float64]:

@@ -12,12 +12,12 @@ import pytest
 
 from fusion.infer.blocks import panels, squared_times, transposed_times
 from fusion.infer.cells import shares
-from fusion.infer.channels import channel, coarse_info, told_to_pixels
+from fusion.infer.channels import channel, coarse_info, shown, told_to_pixels
 from fusion.infer.eliminate import _factor
 from fusion.infer.gaussian import System, add, dot, posterior, prepare, solve, white_noise
 from fusion.infer.looks import stack
 from fusion.process.hierarchy import LEVELS, Hyper, build
-from tests.infer.oracle import DAYS, T, boxes, identity, instant, look
+from tests.infer.oracle import DAYS, T, blur, boxes, identity, instant, look
 
 SHAPE, K = (48, 48), 3
 
@@ -49,9 +49,8 @@ def scene(cell: int, patch: int, sigma: float = 0.002) -> Any:
     return hierarchy, stack(looks, hierarchy, sensors, float), Hyper.default(K, sensors)
 
 
-@pytest.mark.usefixtures("hasty")
-def test_pixels_of_any_liveliness_objects_and_the_scene_are_inverted_together() -> None:
-    """M^-1 Q is the identity where only these vary and one sharp band sees them, under holes and with offsets; without the addition for the scene."""
+def uneven(foot: Any, sigma: float) -> tuple[System, np.ndarray]:
+    """(the system of four looks of one band under holes and with offsets, of ground whose liveliness spans a factor of ten, that (Y, X))."""
     rng = np.random.default_rng(3)
     rows, cols = np.indices((16, 16))
     lively = 0.2 * 10 ** rng.uniform(size=(16, 16))
@@ -59,17 +58,46 @@ def test_pixels_of_any_liveliness_objects_and_the_scene_are_inverted_together() 
     hierarchy = build(DAYS, np.full((1, 1), 0.01), colour, memberships, rows // 4 * 4 + cols // 4, spacing=8.0, liveliness=lively)
     looks = []
     for i in range(4):
-        sigma = np.full((1, 16, 16), 0.03)
-        sigma[:, 4 * i : 4 * i + 3, 2 * i :] = np.inf
-        looks.append(look("fine", i, identity((16, 16)), colour, instant(1.4 * i), sigma, offset=0.02))
+        noise = np.full((1, 16, 16), sigma)
+        noise[:, 4 * i : 4 * i + 3, 2 * i :] = np.inf
+        looks.append(look("fine", i, foot, colour, instant(1.4 * i), noise, offset=0.02))
     hyper = Hyper.default(1, ("fine",))
     others = [i for i, name in enumerate(LEVELS) if name in ("class", "place")]
-    system = prepare(hierarchy, stack(looks, hierarchy, ("fine",), float), hyper.replace(sd=hyper.sd.at[jnp.array(others)].multiply(1e-3)), None)
-    white = white_noise(jax.random.key(0), hierarchy)
+    hyper = hyper.replace(sd=hyper.sd.at[jnp.array(others)].multiply(1e-3))
+    return prepare(hierarchy, stack(looks, hierarchy, ("fine",), float), hyper, None), lively
+
+
+@pytest.mark.usefixtures("hasty")
+def test_pixels_of_any_liveliness_objects_and_the_scene_are_inverted_together() -> None:
+    """M^-1 Q is the identity where only these vary and one sharp band sees them; without the addition for the scene."""
+    system, _ = uneven(identity((16, 16)), 0.03)
+    white = white_noise(jax.random.key(0), system.hierarchy)
     bare = replace(system.preconditioner, alone=jnp.zeros_like(system.preconditioner.alone))
     back = bare.apply(system(white))
     for name in ("scene", "object", "pixel"):
         np.testing.assert_allclose(back[name], white[name], atol=0.02, err_msg=name)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_pattern_that_a_blur_hides_is_one_of_the_ground() -> None:
+    """v^T Q M^-1 Q v / v^T Q v of the finest stripes and checks of uneven ground: .65 and .15 where filters act in units of liveliness."""
+    system, lively = uneven(blur((16, 16), 1 / 3), 0.003)
+    none = jax.tree.map(jnp.zeros_like, white_noise(jax.random.key(0), system.hierarchy))
+    sign = (-1.0) ** np.arange(16)
+    for wave, least in ((np.tile(sign, (16, 1)), 0.8), (np.tile(sign[:, None], 16), 0.8), (np.outer(sign, sign), 0.25)):
+        white = {**none, "pixel": none["pixel"].at[0, 0].set((wave / lively).ravel())}
+        force = system(white)
+        quotient = sum(dot(force, system.preconditioner.apply(force)).values()) / sum(dot(white, force).values())
+        assert least < quotient < 1.25
+
+
+def test_tails_beside_a_cloud_count_by_their_squares() -> None:
+    weight = np.random.default_rng(0).uniform(0.5, 2.0, (2, 256))
+    weight.reshape(2, 16, 16)[:, :, 7:] = 0
+    foot = blur((16, 16))
+    full = foot.dense()
+    expected = (weight @ full**2) / (full**2).sum(0) * full.sum(0)
+    np.testing.assert_allclose(shown(foot, jnp.asarray(weight.reshape(2, 16, 16), jnp.float32)).reshape(2, -1), expected, rtol=1e-4, atol=1e-6)
 
 
 def small_cells(patch: int, told: bool) -> float:

@@ -13,7 +13,7 @@ from fusion.cube.grid import Grid
 from fusion.errors import JobError
 from fusion.observe.footprint import footprint, tangents
 from fusion.observe.geometry import window
-from fusion.observe.operator import Dense, Footprint, Gathered, Separable, Stencil
+from fusion.observe.operator import Dense, Footprint, Gathered, Separable, Stencil, squared
 from fusion.observe.psf import PSF
 from fusion.observe.sensor import sensors
 from tests.observe.cases import Case, constant_view, grid_at, reference_rows, sinusoidal_tile, utm
@@ -134,6 +134,16 @@ def test_forward_and_adjoint_are_the_matrix(case: Case) -> None:
 
 
 @each_case
+def test_squared_weights(case: Case) -> None:
+    foot = _single(case)
+    alone, square = squared(foot), foot.dense() ** 2
+    np.testing.assert_allclose(alone.dense(), square, atol=1e-6 * square.max())
+    v = np.random.default_rng(3).uniform(size=foot.shape)
+    back = v.ravel() @ square
+    np.testing.assert_allclose(np.asarray(alone.adjoint(jnp.asarray(v, jnp.float32))).ravel(), back, atol=3e-6 * back.max())
+
+
+@each_case
 def test_rows_sum_to_one_or_are_dropped_by_the_rule(case: Case) -> None:
     foot = _double(case)
     total, seen = foot.dense().sum(axis=1), np.asarray(foot.seen).ravel()
@@ -239,6 +249,8 @@ def test_tangents_predict_a_small_displacement(name: str) -> None:
     assert (np.abs((moved.dense() - guess)[inner]).sum(axis=1) < 0.12 * change + 1e-5).all()
     z = jnp.asarray(np.random.default_rng(5).normal(size=base.grid_shape), jnp.float32)
     for tangent in slope.values():
+        with pytest.raises(TypeError, match="derivative"):
+            squared(tangent)
         np.testing.assert_allclose(np.asarray(tangent(z)).ravel(), tangent.dense() @ np.asarray(z).ravel(), atol=2e-4)
         back = tangent.dense().T @ np.ones(base.shape[0] * base.shape[1])
         np.testing.assert_allclose(np.asarray(tangent.adjoint(jnp.ones(base.shape))).ravel(), back, atol=2e-4)
