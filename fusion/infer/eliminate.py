@@ -65,24 +65,24 @@ class _Side:
     """(G, P)"""
 
     def outer(self, told: Array) -> tuple[Array, Array]:
-        """The blocks class-scene, place-scene.  told: (K, P, n, t) what a place says of the scene's coefficients."""
+        """The blocks scene-class, scene-place.  told: (K, P, n, t) what a place says of the scene's coefficients."""
         pairs = ((self.kinds, self.kind), (self.places, self.place))
-        cs, gs = (jnp.einsum("cp,kprt->krct", a, jnp.einsum("knr,kpnt->kprt", b, told)) for a, b in pairs)
-        return _square(cs), _square(gs)
+        sc, sg = (jnp.einsum("cp,kptr->ktrc", a, jnp.einsum("knr,kpnt->kptr", b, told)) for a, b in pairs)
+        return sc.reshape(*sc.shape[:2], -1), sg.reshape(*sg.shape[:2], -1)
 
     def temporal(self, info: Array) -> tuple[Array, ...]:
-        """(K, P, ., .) class-class, place-class, place-place."""
+        """(K, P, ., .) class-class, class-place, place-place."""
         jc = jnp.einsum("kpnm,kmr->kpnr", info, self.kind)
         jp = jnp.einsum("kpnm,kmr->kpnr", info, self.place)
-        return tuple(jnp.einsum("knq,kpnr->kpqr", b, j) for b, j in ((self.kind, jc), (self.place, jc), (self.place, jp)))
+        return tuple(jnp.einsum("knq,kpnr->kpqr", b, j) for b, j in ((self.kind, jc), (self.kind, jp), (self.place, jp)))
 
     def inner(self, info: Array, within: Array | None = None) -> tuple[Array, ...]:
         """The blocks within classes and places, each place weighed by its mean weights.  within: info of the place-place block, if another."""
-        cc, gc, gg = self.temporal(info)
+        cc, cg, gg = self.temporal(info)
         gg = gg if within is None else self.temporal(within)[2]
         cc = jnp.einsum("cp,dp,kpqr->kqcrd", self.kinds, self.kinds, cc, optimize=True)
-        gc = jnp.einsum("gp,cp,kpqr->kqgrc", self.places, self.kinds, gc, optimize=True)
-        return _square(cc), _square(gc), self.inner_places(gg)
+        cg = jnp.einsum("cp,gp,kpqr->kqcrg", self.kinds, self.places, cg, optimize=True)
+        return _square(cc), _square(cg), self.inner_places(gg)
 
     def inner_places(self, gg: Array) -> Array:
         """(K, P, R_p, R_p) -> (K, R_p G, R_p G): one matrix product over the places."""
@@ -101,12 +101,12 @@ def _square(a: Array) -> Array:
 
 
 def _assemble(ss: Array, outer: Sequence[Array], inner: Sequence[Array]) -> Array:
-    """(K, U, U) from the lower blocks; zero above them.  ss: (K, ., .) of the scene and offsets."""
-    (cs, gs), (cc, gc, gg) = outer, inner
+    """(K, U, U) from the blocks on and above the diagonal; zero below them.  ss: (K, ., .) of the scene and offsets."""
+    (sc, sg), (cc, cg, gg) = outer, inner
     width = ss.shape[1] + cc.shape[1] + gg.shape[1]
-    rows = ([ss], [cs, cc], [gs, gc, gg])
+    rows = ([ss, sc, sg], [cc, cg], [gg])
     blocks = [jnp.concatenate(row, 2) for row in rows]
-    return jnp.concatenate([jnp.pad(a, ((0, 0), (0, 0), (0, width - a.shape[2]))) for a in blocks], 1)
+    return jnp.concatenate([jnp.pad(a, ((0, 0), (0, 0), (width - a.shape[2], 0))) for a in blocks], 1)
 
 
 def _with_scene(design: Array, lam: Array, weight: Array, inverse: Array, still: Array, objects: Objects) -> tuple[Array, Array, Array]:
@@ -131,18 +131,17 @@ def _with_scene(design: Array, lam: Array, weight: Array, inverse: Array, still:
 
 
 def _scatter(side: _Side, info: Array, objects: Objects, classes: Weights, nodes: Smooth, weights: Array) -> tuple[Array, ...]:
-    """What the pixels of one object tell by differing in their class and place weights: blocks (class-class, place-class, place-place).
+    """What the pixels of one object tell by differing in their class and place weights: blocks (class-class, class-place, place-place).
 
     The last is what they tell by their place weights themselves, mean and difference: nodes are few, so no pixel need be grouped.
     info: (K, O, R, R) per pixel.  weights: (G, Y, X) of the nodes.
     """
-    cc, gc, gg = side.temporal(info)
+    cc, cg, gg = side.temporal(info)
     apart, away = (
         objects.grouped(planes - objects.spread(mean)) for planes, mean in ((classes.weight, side.kinds), (weights, side.places))
     )
-    cc, gc = (jnp.einsum("io,koqr->ikqr", objects.owner, a) for a in (cc, gc))  # of the object of each chunk
-    kinds = jnp.einsum("icd,ikqr->kqcrd", jnp.einsum("cij,dij->icd", apart, apart), cc)
-    cross = jnp.einsum("igc,ikqr->kqgrc", jnp.einsum("gij,cij->igc", away, apart), gc)
+    kinds = jnp.einsum("ocd,koqr->kqcrd", objects.whole(jnp.einsum("cij,dij->icd", apart, apart)), cc)
+    cross = jnp.einsum("ocg,koqr->kqcrg", objects.whole(jnp.einsum("cij,gij->icg", apart, away)), cg)
     rows = jnp.einsum("yg,yh->ghy", nodes.rows, nodes.rows)
     cols = jnp.einsum("xg,xh->ghx", nodes.cols, nodes.cols)
 
@@ -175,24 +174,29 @@ def _parts(hierarchy: Hierarchy, factors: Factors, base: Array, scene: Array, pi
 
 
 def _factor(schur: Array) -> Array:
-    """The inverse of the lower Cholesky factor of I + schur, of which only the lower half is looked at.
+    """The inverse of the lower Cholesky factor of I + schur, of which only the upper half is looked at: by columns, as LAPACK reads, the lower.
 
     Where rounding errors exceed I, the diagonal is raised by as little of the sums of rows and columns as makes the matrix positive, which
     the last share must: the preconditioner only loses a few iterations.
     """
     schur = schur + 1.0001 * jnp.eye(len(schur))
 
+    def factored(matrix: Array) -> Array:
+        return jax.lax.linalg.cholesky(matrix.T, symmetrize_input=False)
+
     def spoiled(state: tuple[Array, Array]) -> Array:
         return (state[0] < len(RAISED)) & ~jnp.isfinite(state[1]).all()
 
-    def raised(state: tuple[Array, Array]) -> tuple[Array, Array]:
+    def raised(first: Array) -> Array:
         sums = jnp.abs(schur).sum(0) + jnp.abs(schur).sum(1)
-        more = schur + jnp.diag(jnp.asarray(RAISED)[state[0]] * sums)
-        return state[0] + 1, jax.lax.linalg.cholesky(more, symmetrize_input=False)
 
-    first = jax.lax.linalg.cholesky(schur, symmetrize_input=False)
-    found = jax.lax.while_loop(spoiled, raised, (jnp.asarray(0), first))[1]
-    return invert_lower(found)
+        def once(state: tuple[Array, Array]) -> tuple[Array, Array]:
+            return state[0] + 1, factored(schur + jnp.diag(jnp.asarray(RAISED)[state[0]] * sums))
+
+        return jax.lax.while_loop(spoiled, once, (jnp.asarray(0), first))[1]
+
+    first = factored(schur)
+    return invert_lower(jax.lax.cond(jnp.isfinite(first).all(), lambda first: first, raised, first))  # else XLA takes the sums in any case
 
 
 def build(

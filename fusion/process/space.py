@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 CHUNK = 32
 """pixels per partial sum of an object"""
+TOGETHER = 8
+"""planes that CPUs scatter together: few enough for what they turn to stay in cache"""
 
 
 class Space(Protocol):
@@ -103,14 +105,27 @@ class Objects:
         return jnp.take(units, self.label, axis=-1)
 
     def gather(self, plane: Array) -> Array:
-        """Sum over the pixels of every object: gather, partial sums of CHUNK, then one small matrix product; on CPUs a scatter."""
+        """Sum over the pixels of every object: gather, partial sums of CHUNK, then one small matrix product; on CPUs a scatter of TOGETHER planes."""
 
         def scattered(plane: Array) -> Array:
             flat = plane.reshape(-1, plane.shape[-2] * plane.shape[-1])
-            total = jnp.zeros((self.size, len(flat)), flat.dtype).at[self.label.reshape(-1)].add(flat.T)
-            return total.T.reshape(*plane.shape[:-2], -1)
+            count, width = len(flat), min(TOGETHER, len(flat))
+            flat = jnp.pad(flat, ((0, -count % width), (0, 0)))
+
+            def some(planes: Array) -> Array:
+                return jnp.zeros((self.size, width), flat.dtype).at[self.label.reshape(-1)].add(planes.T).T
+
+            return jax.lax.map(some, flat.reshape(-1, width, flat.shape[1])).reshape(-1, self.size)[:count].reshape(*plane.shape[:-2], -1)
 
         return jax.lax.platform_dependent(plane, cpu=scattered, default=lambda plane: self.grouped(plane).sum(-1) @ self.owner)
+
+    def whole(self, chunks: Array) -> Array:
+        """(chunks, ...) -> (m, ...): the sum over the chunks of every object."""
+
+        def scattered(chunks: Array) -> Array:
+            return jnp.zeros((self.size, *chunks.shape[1:]), chunks.dtype).at[self.owner.argmax(1)].add(chunks)
+
+        return jax.lax.platform_dependent(chunks, cpu=scattered, default=lambda chunks: jnp.tensordot(self.owner, chunks, (0, 0)))
 
     def grouped(self, plane: Array) -> Array:
         """(..., Y, X) -> (..., chunks, CHUNK): the pixels object by object, zeros in the slots that no pixel fills."""

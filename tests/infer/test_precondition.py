@@ -212,7 +212,7 @@ def test_panels_are_the_matrix() -> None:
     rng = np.random.default_rng(3)
     root = rng.normal(size=(2, 50, 50))
     spd = root @ np.swapaxes(root, 1, 2)
-    each = (panels(_factor(jnp.asarray(np.tril(a), jnp.float32))) for a in spd)
+    each = (panels(_factor(jnp.asarray(np.triu(a), jnp.float32))) for a in spd)
     rows = tuple(jnp.stack(p) for p in zip(*each, strict=True))
     vector = rng.normal(size=(2, 50))
     inverse = np.linalg.inv(spd + 1.0001 * np.eye(50))
@@ -232,6 +232,6 @@ def test_an_indefinite_top_is_made_positive(amount: float) -> None:
     values = np.linalg.eigvalsh(spoiled)
     spoiled -= (values[0] + amount) * np.outer(*(np.linalg.eigh(spoiled)[1][:, :1].T,) * 2)
     assert np.linalg.eigvalsh(spoiled)[0] == pytest.approx(-amount, rel=1e-3)
-    lower = np.asarray(_factor(jnp.asarray(np.tril(spoiled), jnp.float32)), np.float64)
+    lower = np.asarray(_factor(jnp.asarray(np.triu(spoiled), jnp.float32)), np.float64)
     assert np.isfinite(lower).all()
     assert np.linalg.eigvalsh(lower.T @ lower)[0] > 0
