@@ -70,14 +70,14 @@ def told_to_pixels(series: Sequence[Looks]) -> tuple[bool, ...]:
     return tuple(out)
 
 
-def shown(footprint: Footprint, weight: Array) -> Array:
+def latent_weight(footprint: Footprint, weight: Array) -> Array:
     """(n, Y, X) what latent pixels are seen with by looks whose native pixels weigh w (n, H, W):  sum_p W^2 w / sum_p W^2  of  sum_p W.
 
     Of even ground that is W^T w. Beside a cloud only the tails of a blur see a pixel: they tell the sum of it and of its neighbours, which W^T w
     would count as if it were known of the pixel.
     """
     alone, seen = squared(footprint), jnp.ones((1, *weight.shape[1:]))
-    share = alone.adjoint(jnp.maximum(weight, 0.0)) / jnp.maximum(alone.adjoint(seen), 1e-12)
+    share = alone.adjoint(weight) / jnp.maximum(alone.adjoint(seen), 1e-12)
     return jnp.maximum(share * footprint.adjoint(seen), 0.0)
 
 

@@ -13,7 +13,7 @@ from jax.scipy.linalg import solve_triangular
 
 from fusion.infer.blocks import invert, invert_lower, last, panels, root
 from fusion.infer.cells import Cells, cells, shares
-from fusion.infer.channels import channel, mean_tau, shown, transfer
+from fusion.infer.channels import channel, latent_weight, mean_tau, transfer
 from fusion.infer.looks import Looks
 from fusion.infer.noise import Noise
 from fusion.infer.precondition import Preconditioner
@@ -230,7 +230,7 @@ def build(
 
     fine = [i for i, told in enumerate(told_of) if told]
     if fine:
-        ground = jnp.concatenate([shown(series[i].footprint, channels[i].weight) for i in fine])
+        ground = jnp.concatenate([latent_weight(series[i].footprint, channels[i].weight) for i in fine])
         lam = jnp.concatenate([jnp.broadcast_to(channels[i].lam, (counts[i], rank)) for i in fine])
         tau = jnp.concatenate([mean_tau(series[i]) for i in fine])
         scene = jnp.concatenate([scene_of(i) for i in fine], axis=1)

@@ -12,7 +12,7 @@ import pytest
 
 from fusion.infer.blocks import panels, squared_times, transposed_times
 from fusion.infer.cells import shares
-from fusion.infer.channels import channel, coarse_info, shown, told_to_pixels
+from fusion.infer.channels import channel, coarse_info, latent_weight, told_to_pixels
 from fusion.infer.eliminate import _factor
 from fusion.infer.gaussian import System, add, dot, posterior, prepare, solve, white_noise
 from fusion.infer.looks import stack
@@ -97,7 +97,8 @@ def test_tails_beside_a_cloud_count_by_their_squares() -> None:
     foot = blur((16, 16))
     full = foot.dense()
     expected = (weight @ full**2) / (full**2).sum(0) * full.sum(0)
-    np.testing.assert_allclose(shown(foot, jnp.asarray(weight.reshape(2, 16, 16), jnp.float32)).reshape(2, -1), expected, rtol=1e-4, atol=1e-6)
+    found = latent_weight(foot, jnp.asarray(weight.reshape(2, 16, 16), jnp.float32))
+    np.testing.assert_allclose(found.reshape(2, -1), expected, rtol=1e-4, atol=1e-6)
 
 
 def small_cells(patch: int, told: bool) -> float:

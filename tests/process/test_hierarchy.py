@@ -39,10 +39,10 @@ def test_objects_sum_their_pixels(lead: tuple[int, ...]) -> None:
     space = Objects.from_label(label)
     expected = np.stack([(planes * (label == i)).sum((-2, -1)) for i in range(5)], axis=-1)
     sums = np.asarray(space.gather(jnp.asarray(planes, jnp.float32)))
-    np.testing.assert_allclose(sums[..., :5], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(sums[..., :5], expected, rtol=1e-4, atol=1e-5)
     assert not sums[..., 5:].any()
     chunks = jnp.moveaxis(space.grouped(jnp.asarray(planes, jnp.float32)).sum(-1), -1, 0)  # an object of 64 pixels has two
-    np.testing.assert_allclose(np.moveaxis(np.asarray(space.whole(chunks)), 0, -1), sums, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.moveaxis(np.asarray(space.whole(chunks)), 0, -1), sums, rtol=1e-4, atol=1e-5)
 
 
 def test_smooth_level_has_unit_variance_and_global_nodes() -> None:
