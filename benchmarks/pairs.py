@@ -105,6 +105,17 @@ def cases(pair: Pair) -> Iterator[Case]:
                 yield Case(pair, protocol, tuple(i for i in range(count) if abs(i - target) > reach), target)
 
 
+def forecasts(pair: Pair) -> Iterator[Case]:
+    """Images from those before them alone, and in short series from the last of these alone; coarse data end with the target."""
+    count = int((pair.fine_dates <= pair.coarse_dates.max()).sum())
+    short = count < 6
+    for target in range(1, count) if short else range(count // 2 - 1, count, 3):
+        for first in sorted({0, target - 1}) if short else (0,):
+            known = pair.coarse_dates <= pair.fine_dates[target]
+            upto = replace(pair, coarse=pair.coarse[known], coarse_dates=pair.coarse_dates[known])
+            yield Case(upto, f"{pair.name} {'last image' if first else 'next'}", tuple(range(first, target)), target)
+
+
 def cut(case: Case, cells: tuple[int, int]) -> Case:
     """The same case on its upper left corner, so many coarse cells down and across."""
     pair, (down, across) = case.pair, cells

@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 from benchmarks.accuracy import score
 from benchmarks.limits import best, explained, left, parts
-from benchmarks.pairs import Case, Pair, cases, observations, read
+from benchmarks.pairs import Case, Pair, cases, forecasts, observations, read
 from benchmarks.peers.naive import predictions
 from fusion.infer.empirical import calibrated
 
@@ -38,6 +38,22 @@ def test_linear_world_is_predicted_by_the_linear_line() -> None:
     assert np.abs(lines["linear in time"] - case.truth).max() < 1e-12
     assert np.abs(lines["linear + coarse anomaly"] - case.truth).max() < 1e-12
     assert np.array_equal(lines["last image"], case.pair.fine[0])
+
+
+def test_forecasts_see_nothing_after_their_date() -> None:
+    """In a world that changes linearly the last image is wrong by the change, and by nothing if the coarse change (one number a cell) is it."""
+    pair = world(0.0, (0, 0), 0.0, 0.0)
+    found = list(forecasts(pair))
+    assert [(c.given, c.target) for c in found] == [((0,), 1), ((0, 1), 2), ((1,), 2)]
+    for case in found:
+        assert case.pair.coarse_dates.max() == pair.fine_dates[case.target]
+        lines = predictions(case)
+        np.testing.assert_array_equal(lines["last image"], pair.fine[case.target - 1])
+        change = pair.fine[case.target] - pair.fine[case.target - 1]
+        cells = change.reshape(1, CELLS, RATIO, CELLS, RATIO).mean(axis=(2, 4)).repeat(RATIO, 1).repeat(RATIO, 2)
+        np.testing.assert_allclose(lines["last image + coarse change"], pair.fine[case.target - 1] + cells, atol=1e-12)
+        looks, cube = observations(case)
+        assert max(cube.calendar.day_of(o.when) for o in looks if o.sensor == "fine") < cube.calendar.days[-1]
 
 
 def test_score_of_a_calibrated_prediction() -> None:

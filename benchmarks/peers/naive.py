@@ -8,25 +8,37 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.pairs import Case
+from benchmarks.pairs import Case, Pair
 
 Array = NDArray[np.float64]
 
 
 def predictions(case: Case) -> dict[str, Array]:
-    """method -> (B, Y, X): last image, linear in time between the nearest given dates, the same plus the coarse anomaly."""
+    """method -> (B, Y, X): last image, linear in time between the nearest given dates, the same plus the coarse anomaly.
+
+    After the last given image: that image, and the same plus the coarse change since.
+    """
     pair = case.pair
     fine = dict(zip(case.given, _carried(pair.fine[list(case.given)]), strict=True))
-    coarse = _carried(pair.coarse)
+    coarse = dict(zip(pair.coarse_dates, _carried(pair.coarse), strict=True))
+    day = pair.fine_dates
+    if case.target > max(case.given):
+        last = max(case.given)
+        change = coarse[day[case.target]] - coarse[day[last]]
+        return {"last image": fine[last], "last image + coarse change": fine[last] + _on_pixels(change, pair)}
     before, after = case.around
-    share = (pair.fine_dates[case.target] - pair.fine_dates[before]) / (pair.fine_dates[after] - pair.fine_dates[before])
-    index = [int(np.flatnonzero(pair.coarse_dates == pair.fine_dates[i])[0]) for i in (before, after, case.target)]
+    share = (day[case.target] - day[before]) / (day[after] - day[before])
     linear = (1 - share) * fine[before] + share * fine[after]
-    anomaly = coarse[index[2]] - (1 - share) * coarse[index[0]] - share * coarse[index[1]]
-    spread = np.zeros_like(linear)
-    blocks = anomaly.repeat(pair.ratio, axis=-2).repeat(pair.ratio, axis=-1)
-    spread[:, : blocks.shape[1], : blocks.shape[2]] = blocks
-    return {"last image": fine[before], "linear in time": linear, "linear + coarse anomaly": linear + spread}
+    anomaly = coarse[day[case.target]] - (1 - share) * coarse[day[before]] - share * coarse[day[after]]
+    return {"last image": fine[before], "linear in time": linear, "linear + coarse anomaly": linear + _on_pixels(anomaly, pair)}
+
+
+def _on_pixels(cells: Array, pair: Pair) -> Array:
+    """(B, Y, X) of cells (B, H, W), 0 beyond them."""
+    out = np.zeros((len(cells), *pair.fine.shape[2:]))
+    blocks = cells.repeat(pair.ratio, axis=-2).repeat(pair.ratio, axis=-1)
+    out[:, : blocks.shape[1], : blocks.shape[2]] = blocks
+    return out
 
 
 def _carried(series: Array) -> Array:

@@ -29,6 +29,7 @@ from fusion.infer.sight import Sight, adapted
 from fusion.process import kernels
 from fusion.process.hierarchy import Hyper
 from fusion.process.landscape import Cover
+from fusion.process.liveliness import ASIDE
 
 Array = NDArray[np.float64]
 EDGE = 5
@@ -129,7 +130,7 @@ class Landscape:
         """The inverse of `to_arrays`.  Raises StoreError for arrays that an earlier version wrote."""
         told = json.loads(arrays["told"].tobytes())
         lost = {f.name for f in fields(Learned)}.difference(*told["learned"]) if told["learned"] else set()
-        if missing := ({"colour", "prior", "cover0/step"} - set(arrays)) | lost:
+        if missing := ({"colour", "prior", "cover0/weight"} - set(arrays)) | lost:
             raise StoreError(
                 f"a landscape was asked for and one without {', '.join(sorted(missing))} was found: its cube was begun with an earlier version; "
                 "make a new cube of the same job"
@@ -197,10 +198,13 @@ def learn(surveys: Sequence[Survey], cube: Cube, *, classes: int = 64, seed: int
     for sensor, band, _ in keys:
         bands.setdefault(sensor, set()).add(band)
     share = np.array([0.0 if key[0] == MAP else 1 / len(bands[key[0]]) for key in keys])
-    covers = [
-        Cover.learn(part, count=classes, seed=seed, before=_before(keys, part), share=share, change=change)
-        for part in (patches, *(_halves(keys, patches) if halved else ()))
-    ]
+
+    def cover(part: NDArray[np.float32]) -> Cover:
+        before = _before(keys, part)
+        weight = share * np.where(_between(keys, before), 1.0, ASIDE)
+        return Cover.learn(part, count=classes, seed=seed, before=before, share=share, weight=weight, change=change)
+
+    covers = [cover(part) for part in (patches, *(_halves(keys, patches) if halved else ()))]
     return Landscape(
         keys, covers[0], tuple(covers[1:]), colour, prior, cells[len(cells) // 2] if cells else 16.0, _empirical(surveys, cube),
         pooled([one for s in surveys for one in s.learned]),
@@ -234,6 +238,12 @@ def _before(keys: Sequence[Key], patches: NDArray[np.float32]) -> NDArray[np.int
             out[i] = last.get(keys[i][:2], -1)
             last[keys[i][:2]] = i
     return out
+
+
+def _between(keys: Sequence[Key], before: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(N,) is there a latent time between a plane and the one before it, for the looks around it to foretell?"""
+    time = np.array([key[2] for key in keys])
+    return (before >= 0) & (time - time[before] > 1)
 
 
 def _change(surveys: Sequence[Survey]) -> NDArray[np.float64]:
@@ -311,7 +321,7 @@ def _keys(rows: Sequence[Any]) -> tuple[Key, ...]:
 
 
 def _cover(arrays: Mapping[str, NDArray[Any]], name: str) -> Cover:
-    part = {field: arrays[f"{name}/{field}"] for field in ("mean", "loadings", "centres", "lively", "before", "share", "step", "swing")}
+    part = {field: arrays[f"{name}/{field}"] for field in ("mean", "loadings", "centres", "lively", "before", "share", "weight", "step", "swing")}
     return Cover(**part, width=float(arrays[f"{name}/width"]), slope=float(arrays[f"{name}/slope"]))
 
 

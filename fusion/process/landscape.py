@@ -22,7 +22,7 @@ PARTS = 12
 FADE = 0.5
 """squared distance over which memberships fade, in units of the median one between neighbouring centres: chosen on Coleambally and Salton"""
 ALIKE = 30
-"""pixels of a class that count as much as the belief that it changes as much as the others"""
+"""differences of pixels of a class that count as much as the belief that it changes as much as the others"""
 LIVELIEST, CALMEST = 4.0, 1 / 32
 """no class's and no pixel's variance is more than the one and less than the other, in units of the average"""
 
@@ -47,6 +47,8 @@ class Cover:
     """(N,) the plane of the same band before it, -1 = none"""
     share: NDArray[np.float64]
     """(N,) 1 / bands of its sensor; 0 for planes of a land-cover map, which do not change"""
+    weight: NDArray[np.float64]
+    """(N,) share times what the change since the plane before tells of changes that nobody saw"""
     step: NDArray[np.float64]
     """(N,) mean over the ground of what changed since the plane before"""
     swing: NDArray[np.float64]
@@ -55,12 +57,12 @@ class Cover:
     @classmethod
     def learn(
         cls, patches: Planes, *, count: int = 64, seed: int = 0, before: NDArray[np.integer] | None = None, share: NDArray[np.floating] | None = None,
-        change: Planes | None = None,
+        weight: NDArray[np.floating] | None = None, change: Planes | None = None,
     ) -> Cover:
         """From patches (N, Q, h, w) of the planes, NaN = missing; Q = 1: a whole image.
 
-        before, share: (N,) as the cover has them, default no plane has one before it.  change: (Q, h, w) how much places change, any unit,
-        for where no plane has one before it.
+        before, share, weight: (N,) as the cover has them, default no plane has one before it.  change: (Q, h, w) how much places change, any
+        unit, for where no plane has one before it.
 
         Features are half-whitened principal components: each is divided by the root of its sd, so that weak contrasts count but noise
         does not. Classes are k-means centres of the features, their width half the median squared distance between neighbouring
@@ -86,20 +88,22 @@ class Cover:
             loadings[:, keep] = vectors[:, order].T / values[order][:, None] ** 0.25 * size
         steps = liveliness.differences(patches, since)
         usual = liveliness.usual(steps)
-        bare = cls(mean, loadings, np.zeros((0, len(loadings))), 1.0, 1.0, np.ones(1), since, parts, *usual)
+        told = parts if weight is None else np.asarray(weight, np.float64)
+        bare = cls(mean, loadings, np.zeros((0, len(loadings))), 1.0, 1.0, np.ones(1), since, parts, told, *usual)
         found = bare.features(patches.reshape(planes, number * shape[0], shape[1])).reshape(-1, number, *shape)
         inner = _slope(found)[:, 1:-1, 1:-1] if number > 1 and min(shape) > 2 else _slope(found)
         centres, width = _centres(found.reshape(len(found), -1).T, count, seed)
         alike = replace(bare, centres=centres, width=width, slope=max(float(inner.mean()), 1e-12))
         kinds = alike.classes(found, max(len(centres), 1))
-        own, seen = liveliness.change(steps, *usual, parts)
-        told = np.where(seen > 0, own, np.nan) if seen.any() else change
-        return alike if told is None else replace(alike, lively=_lively(kinds, told))
+        own, number = liveliness.change(steps, *usual, told)
+        if number.any():
+            return replace(alike, lively=_lively(kinds, own, number))
+        return alike if change is None else replace(alike, lively=_lively(kinds, change, np.isfinite(change).astype(np.float64)))
 
     def part(self, planes: list[int]) -> Cover:
         """The same for some of the planes, in this order."""
         place = {plane: i for i, plane in enumerate(planes)}
-        some = {name: getattr(self, name)[planes] for name in ("mean", "share", "step", "swing")}
+        some = {name: getattr(self, name)[planes] for name in ("mean", "share", "weight", "step", "swing")}
         before = np.array([place.get(int(self.before[plane]), -1) for plane in planes], np.int64)
         return replace(self, loadings=self.loadings[:, planes], before=before, **some)
 
@@ -135,7 +139,7 @@ class Cover:
         classes: (C, Y, X) memberships. stack: (N, Y, X) of the planes.
         """
         group = np.tensordot(self.lively, classes[: len(self.lively)].astype(np.float64) ** 2, 1)
-        own = liveliness.change(liveliness.differences(stack, self.before), self.step, self.swing, self.share)
+        own = liveliness.change(liveliness.differences(stack, self.before), self.step, self.swing, self.weight)
         return np.sqrt(np.clip(liveliness.shrunk(*own, group), CALMEST, LIVELIEST)).astype(np.float32)
 
     def segments(self, found: NDArray[np.float64], size: int = 8, origin: tuple[int, int] = (0, 0)) -> NDArray[np.int32]:
@@ -171,18 +175,17 @@ def _sizes(flat: NDArray[np.float64], share: NDArray[np.float64]) -> NDArray[np.
     return np.where(drawn & (own > 0) & (usual > 0), np.sqrt(usual / max(own, 1e-30)), 1.0)
 
 
-def _lively(classes: Planes, change: Planes) -> NDArray[np.float64]:
+def _lively(classes: Planes, change: Planes, number: Planes) -> NDArray[np.float64]:
     """(C,) weighted mean change of each class, shrunk to the average, so that the average over the ground is 1.
 
-    classes: (C, ...) memberships. change: (...) mean square change of each pixel, any unit, NaN = unknown.
+    classes: (C, ...) memberships. change: (...) mean square change of each pixel, any unit, of `number` (...) differences, 0 = unknown.
     """
-    share, value = classes.reshape(len(classes), -1).astype(np.float64) ** 2, change.ravel()
-    known = np.isfinite(value)
-    average = value[known].mean() if known.any() else 0.0
+    share, told = classes.reshape(len(classes), -1).astype(np.float64) ** 2, number.ravel()
+    value = np.where(told > 0, change.ravel(), 0.0)
+    average = (told @ value) / max(told.sum(), 1e-12)
     if not average > 0:
         return np.ones(len(classes))
-    mass = share[:, known].sum(1)
-    found = (share[:, known] @ value[known] / average + ALIKE) / (mass + ALIKE)
+    found = (share @ (told * value) / average + ALIKE) / (share @ told + ALIKE)
     found = np.clip(found, CALMEST, LIVELIEST)
     return np.asarray(found / (found @ share).mean())
 

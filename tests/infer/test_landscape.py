@@ -28,6 +28,7 @@ from fusion.observe.layer import Layer
 from fusion.observe.observation import Observation
 from fusion.observe.psf import PSF
 from fusion.process.hierarchy import Hyper, canonical_mixing
+from fusion.process.liveliness import ASIDE
 
 EDGE, HALO = 40, 8
 TIMES = 4
@@ -167,13 +168,23 @@ def test_lively_ground_is_told_from_quiet_ground_and_its_average_is_one(two: Any
     looks, cube, origin = two[0]
     quiet = np.arange(EDGE)[:, None] < EDGE // 2
     still = looks[0].data
-    seen = [replace(o, data=np.where(quiet, still + 0.001 * t, o.data).astype(np.float32)) for t, o in enumerate(looks)]
+    seen = [replace(o, data=np.where(quiet, still + 0.001 * t, o.data).astype(np.float32)) for t, o in enumerate(looks) if t != 2]
     for posed in (pose(seen, cube, origin=origin), pose(seen, cube, origin=origin, landscape=learn([survey(seen, cube, origin=origin)], cube))):
         alive = np.asarray(posed.hierarchy.liveliness, float)
         assert alive[:15].mean() < 0.8 < 1.1 < alive[25:].mean()
         assert (alive**2).mean() == pytest.approx(1, abs=0.2)
     nothing = np.asarray(pose(looks[:1], cube, origin=origin).hierarchy.liveliness)
     np.testing.assert_allclose(nothing, 1, atol=1e-5)  # one look tells nothing of change
+
+
+def test_changes_with_nothing_to_foretell_between_them_tell_less(two: Any) -> None:
+    """The looks at times 0, 1 and 3: the change from 1 to 3 counts whole, for time 2 lies between, that from 0 to 1 a tenth."""
+    looks, cube, _ = two[0]
+    seen = [o for t, o in enumerate(looks) if t != 2]
+    cover = learn([surveyed(seen, *images(seen, cube), (), cube)], cube).cover
+    np.testing.assert_allclose(cover.weight, np.repeat([ASIDE / 3, ASIDE / 3, 1 / 3], 3))
+    half = learn([surveyed(looks, *images(looks, cube), (), cube)], cube).halves[0]
+    np.testing.assert_allclose(half.weight[6:9], 1 / 3)  # every other image, which the images between judge
 
 
 def test_an_image_under_cloud_does_not_stand_between_two_others(two: Any) -> None:
