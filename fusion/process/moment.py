@@ -6,7 +6,10 @@
 The variance of a Gaussian field between two looks does not heed how much they differ. But a harvest is a step: where its moment is uniform between
 the looks, a step's mean is the straight line and its covariance d^2 u (1 - u'), that of a Brownian bridge (the uniform empirical process: Billingsley
 1999, Convergence of Probability Measures, section 14). So a share `sudden` of it is added to the field's, for each canonical component apart. It is
-nothing at the looks, before the first and after the last; no mean moves.
+nothing at the looks; no mean moves.
+
+After a pixel's last look (and before its first) there is no second one to bridge to. But what it is said to have changed since is what a coarse
+sensor tells of cells and classes of fields, and may have come to this pixel or not: there beta is one N(0, 1) for all times, and d = x(t) - x(t-).
 """
 
 from __future__ import annotations
@@ -32,15 +35,17 @@ class Between:
     """(T, ...) index of the look at or after"""
     share: Floats
     """(T, ...) u, 0 where there are not two looks"""
+    alone: NDArray[np.bool_]
+    """(T, ...) where there are looks on one side only: `before` and `after` are the nearest"""
 
     @property
     def spread(self) -> Floats:
-        """(T, ...) u (1 - u)."""
-        return self.share * (1 - self.share)
+        """(T, ...) variance of beta: u (1 - u) between looks, 1 beyond them."""
+        return np.where(self.alone, np.float32(1), self.share * (1 - self.share))
 
     @classmethod
     def of(cls, seen: NDArray[np.bool_], days: NDArray[np.floating], *, apart: bool = False) -> Between:
-        """seen: (T, ...) where there are looks. days: (T,).  apart: the looks around a look are others, not itself."""
+        """seen: (T, ...) where there are looks. days: (T,).  apart: the looks around a look are others, not itself, and on both sides."""
         count = len(seen)
         index = np.arange(count).reshape(-1, *(1,) * (seen.ndim - 1))
         before = np.maximum.accumulate(np.where(seen, index, -1), 0)
@@ -48,16 +53,18 @@ class Between:
         if apart:
             before = np.concatenate([np.full_like(before[:1], -1), before[:-1]])
             after = np.concatenate([after[1:], np.full_like(after[:1], count)])
-        known = (before >= 0) & (after < count)
-        before, after = np.where(known, before, 0), np.where(known, after, 0)
+        past, future = before >= 0, after < count
+        alone = (past != future) & (not apart)
+        first = np.where(past, before, after)  # the nearest look of those that are alone
+        before, after = (np.where(past & future, at, np.where(alone, first, 0)) for at in (before, after))
         span = days[after] - days[before]
-        past = days.reshape(index.shape) - days[before]
-        return cls(before, after, np.where(span > 0, past / np.where(span > 0, span, 1.0), 0.0).astype(np.float32))
+        gone = days.reshape(index.shape) - days[before]
+        return cls(before, after, np.where(span > 0, gone / np.where(span > 0, span, 1.0), 0.0).astype(np.float32), alone)
 
     def change(self, x: NDArray[Any]) -> NDArray[Any]:
-        """(T, K, ...) what x (T, K, ...) changes between the looks around each time; 0 where there are not two."""
+        """(T, K, ...) what x (T, K, ...) changes between the looks around each time, or since the nearest; 0 where there is none."""
         later, earlier = (np.take_along_axis(x, at[:, None], 0) for at in (self.after, self.before))
-        return np.asarray(later - earlier)
+        return np.where(self.alone[:, None], x, later) - earlier
 
     def bridge(self, white: Floats) -> Floats:
         """(T, K, ...) beta, by its steps from time to time.  white: (T, K, ...) standard normals."""
@@ -68,12 +75,16 @@ class Between:
             left = (1 - now) / (1 - past)
             last = np.where(fresh, 0.0, last) * left + np.sqrt(np.maximum(now - past, 0.0) * left) * white[t]
             out[t], past = last * (now > 0), now
+        # no gap has the first time inside, nor the last: their numbers are free for what lies before the first look and after the last
+        ahead = self.before > np.arange(len(white)).reshape(-1, *(1,) * (self.before.ndim - 1))
+        np.copyto(out, white[:1], where=(self.alone & ahead)[:, None])
+        np.copyto(out, white[-1:], where=(self.alone & ~ahead)[:, None])
         return out
 
 
 def unseen(x: NDArray[Any], between: Between) -> NDArray[Any]:
     """(T, K, Y, X) d of the module's equation for a field x (T, K, Y, X)."""
-    found, there = between.change(x), (between.share > 0)[:, None]
+    found, there = between.change(x), (between.spread > 0)[:, None]
     mean = (found * there).sum((2, 3), keepdims=True) / np.maximum(there.sum((2, 3), keepdims=True), 1)
     return np.asarray((found - mean) * there)
 

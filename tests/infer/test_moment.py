@@ -62,6 +62,17 @@ def test_draws_move_object_by_object_as_much_as_the_sd_says(problem: Problem, st
         np.testing.assert_allclose(size, size[:, :1].repeat(size.shape[1], 1), rtol=0.02, atol=0.02)
 
 
+def test_after_the_last_look_a_pixel_may_have_changed_more_or_less_than_foretold(problem: Problem, still: Posterior) -> None:
+    """The first date alone was seen: sd^2 grows by the share times the squared change since, about what all ground did."""
+    once = replace(problem, seen=problem.seen & (np.arange(DATES) == 0)[:, None, None])
+    moved = with_moments(replace(still, draws=still.draws.copy()), once, 0)
+    change = np.einsum("jk,tkyx->tjyx", np.linalg.inv(still.mixing.astype(np.float64)), still.mean - still.mean[:1])
+    change -= change.mean((2, 3), keepdims=True)
+    np.testing.assert_allclose(moved.canonical_var, 1 + SHARE * change**2, rtol=1e-4)
+    more = np.einsum("jk,stkyx->stjyx", np.linalg.inv(still.mixing.astype(np.float64)), moved.draws - still.mean)
+    np.testing.assert_allclose((more[:, 1:] ** 2).mean((0, 3, 4)), SHARE * (change[1:] ** 2).mean((2, 3)), rtol=0.35)
+
+
 def test_nothing_is_added_where_it_is_switched_off_or_nothing_was_seen(problem: Problem, still: Posterior) -> None:
     off = replace(problem, hierarchy=replace(problem.hierarchy, sudden=0 * problem.hierarchy.sudden))
     for none in (off, replace(problem, seen=np.zeros_like(problem.seen))):

@@ -21,7 +21,7 @@ def test_a_bridge_is_to_a_step_what_its_covariance_says() -> None:
     drawn = between.bridge(rng.normal(size=(len(DAYS), 1, number)).astype(np.float32))[:, 0]
     low, high = np.minimum.outer(u, u), np.maximum.outer(u, u)
     wanted = low * (1 - high)
-    for found in (steps, drawn):
+    for found in (steps, np.where(DAYS[:, None] <= 31, drawn, 0.0)):
         np.testing.assert_allclose(found.mean(1), 0, atol=0.01)
         np.testing.assert_allclose(found @ found.T / number, wanted, atol=0.006)
 
@@ -29,11 +29,26 @@ def test_a_bridge_is_to_a_step_what_its_covariance_says() -> None:
 def test_every_gap_has_its_own_moment() -> None:
     seen = np.isin(DAYS, (3.0, 16.0, 40.0))[:, None].repeat(20_000, 1)
     drawn = Between.of(seen, DAYS).bridge(np.random.default_rng(1).normal(size=(len(DAYS), 1, 20_000)).astype(np.float32))[:, 0]
-    assert not drawn[[0, 1, 3, 6]].any()  # before the first look, and at looks
+    assert not drawn[[1, 3, 6]].any()  # at looks
     found = drawn @ drawn.T / 20_000
     np.testing.assert_allclose(np.diag(found)[[2, 4, 5]], [5 / 13 * 8 / 13, 4 / 24 * 20 / 24, 15 / 24 * 9 / 24], atol=0.01)
     np.testing.assert_allclose(found[2, [4, 5]], 0, atol=0.01)
     np.testing.assert_allclose(found[4, 5], 4 / 24 * 9 / 24, atol=0.01)
+
+
+def test_beyond_the_looks_a_change_has_come_or_not() -> None:
+    """One normal before the first look and one after the last, whatever the time, and nothing to do with the gap between."""
+    seen = np.isin(DAYS, (3.0, 16.0))[:, None].repeat(20_000, 1)
+    between = Between.of(seen, DAYS)
+    drawn = between.bridge(np.random.default_rng(1).normal(size=(len(DAYS), 1, 20_000)).astype(np.float32))[:, 0]
+    np.testing.assert_array_equal(drawn[4:], drawn[[4, 4, 4]])
+    found = drawn[[0, 2, 6]] @ drawn[[0, 2, 6]].T / 20_000
+    np.testing.assert_allclose(found, np.diag([1.0, 5 / 13 * 8 / 13, 1.0]), atol=0.02)
+    np.testing.assert_allclose(between.spread[:, 0], np.array([1, 0, 40 / 169, 0, 1, 1, 1]), rtol=1e-6)
+    x = np.random.default_rng(2).normal(size=(len(DAYS), 2, 20_000))
+    change = between.change(x)
+    for t, (now, then) in enumerate([(0, 1), (1, 1), (3, 1), (3, 3), (4, 3), (5, 3), (6, 3)]):
+        np.testing.assert_array_equal(change[t], x[now] - x[then])
 
 
 def test_the_looks_around_each_time() -> None:
@@ -50,6 +65,10 @@ def test_the_looks_around_each_time() -> None:
                 np.testing.assert_allclose(got.share[t, s], (DAYS[t] - DAYS[first]) / (DAYS[last] - DAYS[first]), rtol=1e-6)
             else:
                 assert got.share[t, s] == 0
+            beyond = not apart and bool(past) != bool(later)
+            assert got.alone[t, s] == beyond
+            if beyond:
+                assert got.before[t, s] == got.after[t, s] == (past[-1] if past else later[0])
 
 
 def test_what_changed_is_apart_from_what_all_ground_did() -> None:
@@ -59,10 +78,10 @@ def test_what_changed_is_apart_from_what_all_ground_did() -> None:
     seen[:, 2, 3] = False
     found = unseen(x, Between.of(seen, DAYS))
     there = seen[0]
-    step = x[5] - x[0]
-    wanted = np.where(there, step - step[:, there].mean(1)[:, None, None], 0.0)
     for t in range(len(DAYS)):
-        np.testing.assert_allclose(found[t], wanted if 0 < t < 5 else 0.0, atol=1e-12)
+        step = x[t] - x[5] if t > 5 else x[5] - x[0]
+        wanted = np.where(there, step - step[:, there].mean(1)[:, None, None], 0.0)
+        np.testing.assert_allclose(found[t], 0.0 if t in (0, 5) else wanted, atol=1e-12)
 
 
 def test_looks_foresee_it_of_their_neighbours() -> None:
