@@ -6,7 +6,7 @@
     python -m benchmarks.speed
     python -m benchmarks.speed --size 48 --dates 12 --draws 0
     python -m benchmarks.speed --fits variational mcmc          # whole fits too: calibration, theta, and the field
-    python -m benchmarks.speed --peers --size 48 --dates 12     # and other people's solvers on the same posterior, with docs/figures/speed.png
+    python -m benchmarks.speed --peers --draws 0                # and other people's solvers on the same posterior, with docs/figures/speed.png
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def exact(problem: Problem) -> tuple[Any, float]:
         return np.asarray(solvers.field(system, found.white)), float(found.error)
 
 
-def compare(problem: Problem, steps: int) -> dict[str, list[dict[str, float]]]:
+def compare(problem: Problem, steps: int, iterations: int) -> dict[str, list[dict[str, float]]]:
     """method -> its trace: work, seconds of CPU, error of the mean (rms, in posterior sd), and for guides their sd over the exact one."""
     mean, left = exact(problem)
     arguments = problem.hierarchy, problem.series, problem.hyper
@@ -217,8 +217,8 @@ def compare(problem: Problem, steps: int) -> dict[str, list[dict[str, float]]]:
     system, _, _, prepared = timed(lambda: gaussian.prepare(*arguments, None), 3)
     counts = [round(steps * share) for share in (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)]
     traces = {
-        "this project": solvers.ours(system, (0.3, 0.1, 0.03, 0.01, 0.003, 1e-3)),
-        "NIFTy.re": solvers.nifty(system, (5, 10, 20, 40, 80, 160, 320, 640)),
+        "this project": solvers.ours(system, (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 1e-3)),
+        "NIFTy.re": solvers.nifty(system, [5 * 2**i for i in range(20) if 5 * 2**i <= iterations]),
         "numpyro AutoNormal": solvers.svi(system, "normal", counts),
         "numpyro AutoLowRankMultivariateNormal": solvers.svi(system, "lowrank", counts[:5], horizon=steps),
     }
@@ -267,10 +267,10 @@ def draw(traces: dict[str, list[dict[str, float]]], title: str, path: Path) -> N
 def main() -> None:
     """Print the table as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("size", 160), ("dates", 46), ("rank", 8), ("draws", 16), ("repeat", 2), ("steps", 2000)):
+    for name, value in (("size", 160), ("dates", 46), ("rank", 8), ("draws", 16), ("repeat", 2), ("steps", 2000), ("iterations", 2560)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--fits", nargs="*", choices=ENGINES, default=(), help="whole fits by these engines")
-    parser.add_argument("--peers", action="store_true", help="run NIFTy.re and numpyro on the same posterior (use a small tile)")
+    parser.add_argument("--peers", action="store_true", help="run NIFTy.re (at most --iterations) and numpyro (--steps) on the same posterior")
     parser.add_argument("--figure", type=Path, default=Path(__file__).parents[1] / "docs" / "figures" / "speed.png")
     options = parser.parse_args()
     observations, cube = tile(options.size, options.dates, options.rank)
@@ -279,7 +279,7 @@ def main() -> None:
     for name in options.fits:
         print(json.dumps(fits(observations, cube, [name], min(options.repeat, 1 if name == "mcmc" else 2)), indent=2), flush=True)
     if options.peers:
-        found = compare(problem, options.steps)
+        found = compare(problem, options.steps, options.iterations)
         traces = {name: trace for name, trace in found.items() if name != "reference"}
         seconds = {name: {error: round(reached(trace, error), 3) for error in (0.3, 0.1, 0.02)} for name, trace in traces.items()}
         print(json.dumps({"CPU seconds to an error (posterior sd)": seconds, "reference": found["reference"]}, indent=2))
