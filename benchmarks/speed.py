@@ -260,7 +260,7 @@ def draw(traces: dict[str, list[dict[str, float]]], title: str, path: Path) -> N
     axis.set(xlabel="CPU seconds (compiled)", ylabel="error of the mean (rms, posterior sd)")
     axis.set_title(title, fontsize=9, color="#1d2733")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(fontsize=8, loc="lower right", facecolor="white", framealpha=1, edgecolor="none")
     figure.savefig(path, dpi=150)
 
 
