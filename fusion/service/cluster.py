@@ -39,6 +39,7 @@ SETTINGS = {
     "distributed.worker.memory.pause": 0.95,
     "distributed.worker.memory.terminate": 0.98,
     "distributed.nanny.pre-spawn-environ.GLIBC_TUNABLES": HUGE_PAGES,  # the C library reads it as a process starts
+    "distributed.worker.profile.enabled": False,  # asks for all threads' stacks, which on Python 3.11 may stop them for good (CPython #106883)
     "distributed.worker.daemon": False,
     "distributed.comm.timeouts.connect": "30s",
     "distributed.comm.retry.count": 3,

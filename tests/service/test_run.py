@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 
 from fusion.cube.cube import Cube
 from fusion.errors import JobError, StoreError
@@ -112,6 +112,14 @@ def same_cube(one: CubeStore, other: CubeStore) -> bool:
     """Whether two cubes are equal to the bit in every array."""
     names = list(one.layout.arrays())
     return all(np.array_equal(one.group[n][...], other.group[n][...], equal_nan=one.group[n].dtype.kind == "f") for n in names)
+
+
+def test_no_worker_is_asked_for_the_stacks_of_its_threads(workers: LocalCluster) -> None:
+    """On Python 3.11 that may stop all of them while others are started, as readers are all the time (CPython #106883)."""
+    with Client(workers, set_as_default=False) as client:
+        found = client.run(lambda dask_worker: sorted(dask_worker.periodic_callbacks))
+    assert len(found) == 2
+    assert not any("profile" in name for names in found.values() for name in names), found
 
 
 def test_another_job_on_the_same_store_is_refused(undisturbed: CubeStore, catalog: Path) -> None:
