@@ -22,8 +22,8 @@ def predictions(case: Case) -> dict[str, Array]:
     fine = dict(zip(case.given, _carried(pair.fine[list(case.given)]), strict=True))
     coarse = dict(zip(pair.coarse_dates, _carried(pair.coarse), strict=True))
     day = pair.fine_dates
-    if case.target > max(case.given):
-        last = max(case.given)
+    last = max(case.given)
+    if case.target > last:
         change = coarse[day[case.target]] - coarse[day[last]]
         return {"last image": fine[last], "last image + coarse change": fine[last] + _on_pixels(change, pair)}
     before, after = case.around

@@ -321,8 +321,8 @@ def _keys(rows: Sequence[Any]) -> tuple[Key, ...]:
 
 
 def _cover(arrays: Mapping[str, NDArray[Any]], name: str) -> Cover:
-    part = {field: arrays[f"{name}/{field}"] for field in ("mean", "loadings", "centres", "lively", "before", "share", "weight", "step", "swing")}
-    return Cover(**part, width=float(arrays[f"{name}/width"]), slope=float(arrays[f"{name}/slope"]))
+    part: dict[str, Any] = {field.name: arrays[f"{name}/{field.name}"] for field in fields(Cover)}
+    return Cover(**part | {one: float(part[one]) for one in ("width", "slope")})
 
 
 def _plain(one: Learned | Sight) -> dict[str, Any]:
