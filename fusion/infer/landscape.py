@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from fusion.cube.cube import Cube
 from fusion.errors import StoreError
+from fusion.infer import steps
 from fusion.infer.empirical import Learned, calibrated, pooled
 from fusion.infer.images import ALWAYS, MAP, Key, changes, images, mean_seen, parted, with_map
-from fusion.infer.sight import Sight, adapted
+from fusion.infer.sight import Sight, adapted, finest
 from fusion.process import kernels
 from fusion.process.hierarchy import Hyper
 from fusion.process.landscape import Cover
@@ -37,8 +38,6 @@ EDGE = 5
 PATCHES = 64
 """per surveyed tile, fewer if there are so many planes that a survey would have more than VALUES values"""
 VALUES = 2_000_000
-SHOWN = 0.5
-"""of what the median image shows: one that shows less does not stand between two others when these are compared"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +93,7 @@ class Landscape:
     colour: Array
     """(B, K) of the finest sensor in units of its noise; the identity where no sensor sees anything"""
     prior: Array
-    """(K, K) covariance of z: the library's, its canonical components' variances moved towards what the images show (`adapted`)"""
+    """(K, K) covariance of z: the library's, its canonical components' variances moved towards what the images show (`sight.adapted`)"""
     spacing: float
     """pixels between nodes of the smooth level"""
     empirical: NDArray[np.float32] | None
@@ -192,7 +191,9 @@ def learn(surveys: Sequence[Survey], cube: Cube, *, classes: int = 64, seed: int
         surveys = sorted((_trimmed(s, keys, edge) for s in surveys), key=lambda s: s.patches.tobytes())
         patches = np.concatenate([s.patches for s in surveys], axis=1)
     cells = sorted(s.cell for s in surveys if s.cell is not None)
-    colour, prior = adapted(cube.basis.prior, [s.sights for s in surveys])
+    empirical, best = _empirical(surveys, cube), finest([s.sights for s in surveys])
+    told = None if best is None else steps.change(*best, keys, patches, cube.calendar, empirical)
+    colour, prior = adapted(cube.basis.prior, None if best is None else best[1], told)
     change = _change(surveys)
     bands: dict[str, set[str]] = {}
     for sensor, band, _ in keys:
@@ -200,13 +201,13 @@ def learn(surveys: Sequence[Survey], cube: Cube, *, classes: int = 64, seed: int
     share = np.array([0.0 if key[0] == MAP else 1 / len(bands[key[0]]) for key in keys])
 
     def cover(part: NDArray[np.float32]) -> Cover:
-        before = _before(keys, part)
-        weight = share * np.where(_between(keys, before), 1.0, ASIDE)
+        before = steps.previous(keys, part)
+        weight = share * np.where(steps.gaps(keys, before), 1.0, ASIDE)
         return Cover.learn(part, count=classes, seed=seed, before=before, share=share, weight=weight, change=change)
 
     covers = [cover(part) for part in (patches, *(_halves(keys, patches) if halved else ()))]
     return Landscape(
-        keys, covers[0], tuple(covers[1:]), colour, prior, cells[len(cells) // 2] if cells else 16.0, _empirical(surveys, cube),
+        keys, covers[0], tuple(covers[1:]), colour, prior, cells[len(cells) // 2] if cells else 16.0, empirical,
         pooled([one for s in surveys for one in s.learned]),
     )
 
@@ -225,25 +226,6 @@ def _halves(keys: Sequence[Key], patches: NDArray[np.float32]) -> list[NDArray[n
         return []
     mine = [np.array([key[2] in (ALWAYS, *times[first::2]) for key in keys]) for first in (0, 1)]
     return [np.where(one[:, None, None, None], patches, np.nan) for one in mine]
-
-
-def _before(keys: Sequence[Key], patches: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(N,) the plane before it in time of the same sensor and band, -1 = none.  Planes under more cloud than most are passed over."""
-    clear = np.isfinite(patches).mean((1, 2, 3)) * np.array([key[2] != ALWAYS for key in keys])
-    least = SHOWN * np.median(clear[clear > 0]) if clear.any() else 0.0
-    out = np.full(len(keys), -1)
-    last: dict[tuple[str, str], int] = {}
-    for i in sorted(range(len(keys)), key=lambda i: keys[i][2]):
-        if clear[i] > least:
-            out[i] = last.get(keys[i][:2], -1)
-            last[keys[i][:2]] = i
-    return out
-
-
-def _between(keys: Sequence[Key], before: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(N,) is there a latent time between a plane and the one before it, for the looks around it to foretell?"""
-    time = np.array([key[2] for key in keys])
-    return (before >= 0) & (time - time[before] > 1)
 
 
 def _change(surveys: Sequence[Survey]) -> NDArray[np.float64]:

@@ -30,6 +30,36 @@ DOUBT = 2.0
 
 
 @dataclass(frozen=True, eq=False)
+class Spread:
+    """How much what a sensor sees varies over the ground, and how much it was expected to."""
+
+    pixels: int
+    square: Array
+    """(B, B) mean over them of y y^T, y without its expectation"""
+    noise: Array
+    """(B,) mean over them of the noise variance that is in it"""
+    expected: float
+    """variance of every x_k in it under the prior medians"""
+    within: float
+    """a component may vary by this factor more or less"""
+
+    def factor(self, sharp: Array, columns: Array) -> Array:
+        """(K,) of the variance of each canonical component, 1 where nothing contradicts it.
+
+        sharp: (B,) one over the noise sd. columns: (B, K) diag(sharp) H M.
+
+        u = a_k^T y / |a_k|^2, a_k column k, is x_k with noise 1 / |a_k|^2, since the columns are orthogonal. So the variance of x_k is at
+        most the mean square of u, and at least that less the noise at DOUBT times its stated sd: it moves to within a factor of these bounds
+        if it lies outside, by as much as the pixels count against PIXELS.
+        """
+        strength = (columns**2).sum(0)
+        unit = sharp[:, None] * columns / np.maximum(strength, UNSEEN)
+        most, stated = np.einsum("bk,bc,ck->k", unit, self.square, unit) / self.expected, self.noise @ unit**2 / self.expected
+        shown = np.clip(1.0, np.maximum(most - DOUBT**2 * stated, LEAST) / self.within, np.maximum(most, LEAST) * self.within)
+        return np.where(strength > UNSEEN, shown, 1.0) ** (self.pixels / (self.pixels + PIXELS))
+
+
+@dataclass(frozen=True, eq=False)
 class Sight:
     """How one sensor sees one tile."""
 
@@ -45,6 +75,12 @@ class Sight:
     """(B, B) mean over them of y y^T, y the data without the spectral mean"""
     noise: Array
     """(B,) mean over them of the noise variance that is in it"""
+    bands: tuple[str, ...] = ()
+
+    @property
+    def spread(self) -> Spread:
+        """What its images show of the ground."""
+        return Spread(self.pixels, self.square, self.noise, float((np.asarray(Hyper.default(1, ()).sd, np.float64) ** 2).sum()), WITHIN)
 
     @classmethod
     def of(cls, looks: Sequence[Any]) -> Sight:
@@ -52,13 +88,13 @@ class Sight:
         first, fine = looks[0], [o for o in looks if not o.layer.footprint.coarse]
         colour = np.asarray(first.layer.colour, np.float64)
         alike = [o for o in fine if np.array_equal(o.layer.colour, colour)]
-        return cls(len(fine), sharpness(first), colour, *_squares(alike, len(colour)))
+        return cls(len(fine), sharpness(first), colour, *_squares(alike, len(colour)), tuple(str(band) for band in first.bands))
 
     @classmethod
     def from_attrs(cls, attrs: Mapping[str, Any]) -> Sight:
         """From plain numbers and lists by field."""
-        arrays = {name: np.asarray(value, np.float64) for name, value in attrs.items() if isinstance(value, list)}
-        return cls(**{**attrs, **arrays})
+        arrays = {name: np.asarray(value, np.float64) for name, value in attrs.items() if isinstance(value, list) and name != "bands"}
+        return cls(**{**attrs, **arrays, "bands": tuple(attrs.get("bands", ()))})
 
 
 def sharpness(obs: Any) -> Array:
@@ -85,36 +121,41 @@ def _squares(looks: Sequence[Any], bands: int) -> tuple[int, Array, Array]:
     return count, total / max(count, 1), noise / max(count, 1)
 
 
-def adapted(library: Array, tiles: Sequence[Mapping[str, Sight]]) -> tuple[Array, Array]:
-    """(H (B, K) of the finest sensor in units of its noise, (K, K) the covariance of z on this ground).
+def finest(tiles: Sequence[Mapping[str, Sight]]) -> tuple[str, Sight] | None:
+    """(name, sight) of the sensor with most fine looks, over all tiles that see the same bands with it; None without any sight.
 
-    library: (K, K). tiles: the sights of each, by sensor. The finest sensor is the one with most fine looks; tiles that see other
-    bands with it are left out. Without any sight, the identity and the library's covariance.
-
-    u = a_k^T y / |a_k|^2, a_k column k of H M, is x_k with noise 1 / |a_k|^2, since the columns are orthogonal. So the variance of x_k is at
-    most the mean square of u, and at least that less the noise at DOUBT times its stated sd: the library's variance moves to within a
-    factor WITHIN of these bounds if it lies outside. What the sensor does not tell apart stays as the library has it.
+    tiles: the sights of each, by sensor.
     """
     sights: dict[str, list[Sight]] = {}
     for tile in tiles:
         for name, sight in tile.items():
             sights.setdefault(name, []).append(sight)
     if not sights:
-        return np.eye(len(library)), library
-    finest = sights[max(sorted(sights), key=lambda name: sum(one.looks for one in sights[name]))]
-    first = finest[0].colour
-    alike = [one for one in finest if one.colour.shape == first.shape and np.allclose(one.colour, first)]
-    sharp = np.median([one.sharp for one in alike], axis=0)
-    colour = sharp[:, None] * first
-    pixels = np.array([one.pixels for one in alike], np.float64)
+        return None
+    best = max(sorted(sights), key=lambda name: sum(one.looks for one in sights[name]))
+    first = sights[best][0]
+    alike = [one for one in sights[best] if one.colour.shape == first.colour.shape and np.allclose(one.colour, first.colour)]
+    pixels = np.array([one.pixels for one in alike])
     weight = pixels / max(pixels.sum(), 1)
     square, noise = np.tensordot(weight, [one.square for one in alike], 1), weight @ np.array([one.noise for one in alike])
+    sharp = np.median([one.sharp for one in alike], axis=0)
+    return best, Sight(sum(one.looks for one in alike), sharp, first.colour, int(pixels.sum()), square, noise, first.bands)
+
+
+def adapted(library: Array, sight: Sight | None, change: Spread | None = None) -> tuple[Array, Array]:
+    """(H (B, K) of the finest sensor in units of its noise, (K, K) the covariance of z on this ground).
+
+    library: (K, K). sight: of the finest sensor; None: the identity and the library's covariance. change: of its images from one to the next.
+
+    The variance of every canonical component is moved to where it contradicts neither what the images show nor, then, what they change:
+    between looks it is the change that is foretold, and ground that varies much may change little. What the sensor does not tell apart
+    stays as the library has it.
+    """
+    if sight is None:
+        return np.eye(len(library)), library
+    colour = sight.sharp[:, None] * sight.colour
     mixing = canonical_mixing(library, colour).astype(np.float64)
-    columns = colour @ mixing
-    strength = (columns**2).sum(0)
-    total = (np.asarray(Hyper.default(1, ()).sd, np.float64) ** 2).sum()  # of x under the prior medians
-    unit = sharp[:, None] * columns / np.maximum(strength, UNSEEN)
-    most, stated = np.einsum("bk,bc,ck->k", unit, square, unit) / total, noise @ unit**2 / total
-    shown = np.clip(1.0, np.maximum(most - DOUBT**2 * stated, LEAST) / WITHIN, np.maximum(most, LEAST) * WITHIN)
-    shown = np.where(strength > UNSEEN, shown, 1.0)
-    return colour, np.asarray((mixing * shown ** (pixels.sum() / (pixels.sum() + PIXELS))) @ mixing.T)
+    for shown in (sight.spread, change):
+        if shown is not None:
+            mixing = mixing * np.sqrt(shown.factor(sight.sharp, colour @ mixing))
+    return colour, np.asarray(mixing @ mixing.T)

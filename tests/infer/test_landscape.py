@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from affine import Affine
@@ -17,17 +18,18 @@ from fusion.cube.cube import Cube
 from fusion.cube.grid import Grid
 from fusion.cube.spectrum import SpectralBasis
 from fusion.errors import StoreError
+from fusion.infer import steps
 from fusion.infer.empirical import Learned, pooled
 from fusion.infer.images import changes, images, parted
 from fusion.infer.landscape import Landscape, Survey, learn, survey, surveyed
 from fusion.infer.probes import probe
 from fusion.infer.problem import pose
-from fusion.infer.sight import WITHIN, Sight, adapted
+from fusion.infer.sight import WITHIN, Sight, Spread, adapted, finest
 from fusion.observe.footprint import footprint
 from fusion.observe.layer import Layer
 from fusion.observe.observation import Observation
 from fusion.observe.psf import PSF
-from fusion.process.hierarchy import Hyper, canonical_mixing
+from fusion.process.hierarchy import Hyper, build, canonical_mixing
 from fusion.process.liveliness import ASIDE
 
 EDGE, HALO = 40, 8
@@ -270,7 +272,7 @@ def test_the_prior_heeds_images_that_contradict_the_library() -> None:
     x = np.sqrt(total) * scale[:, None] * rng.normal(size=(4, 200_000))
 
     def found(pixels: int, noise: float, stated: float) -> np.ndarray:
-        made, prior = adapted(library, [{"fine": sight(x[:, :pixels], library, colour, noise, stated)}])
+        made, prior = adapted(library, sight(x[:, :pixels], library, colour, noise, stated))
         np.testing.assert_allclose(made, colour / stated)
         back = np.linalg.inv(mixing)
         return np.sqrt(np.diag(back @ prior @ back.T))
@@ -281,9 +283,82 @@ def test_the_prior_heeds_images_that_contradict_the_library() -> None:
     few = found(200, 0.004, 0.004)[:2]
     assert (np.abs(np.log(few)) < 0.5 * np.abs(np.log(wanted[:2]))).all()
     assert ((few - 1) * (np.array(wanted[:2]) - 1) > 0).all()
-    empty, same = adapted(library, [])
+    assert finest([]) is None
+    empty, same = adapted(library, None)
     np.testing.assert_array_equal(empty, np.eye(4))
     np.testing.assert_array_equal(same, library)
+
+
+def test_the_prior_heeds_how_much_images_change() -> None:
+    """After what the images show, each component moves to within a factor of what they change; noise that is said to be there is none."""
+    rng = np.random.default_rng(0)
+    library, colour, sharp = 0.05**2 * (np.eye(4) + 0.4), rng.normal(size=(3, 4)), np.full(3, 1 / 0.004)
+    mixing = canonical_mixing(library, sharp[:, None] * colour).astype(float)
+    total = float((np.asarray(Hyper.default(1, ()).sd) ** 2).sum())
+    usual = sight(np.sqrt(total) * rng.normal(size=(4, 200_000)), library, colour, 0.004, 0.004)
+    scale, seen = np.array([0.2, 3.0, 0.9, 5.0]), colour @ mixing
+
+    def found(scale: np.ndarray, noise: float) -> np.ndarray:
+        square = (seen * scale**2 * 0.7) @ seen.T + 2 * noise**2 * np.eye(3)
+        _, prior = adapted(library, usual, Spread(10**6, square, np.full(3, 2 * 0.004**2), 0.7, steps.WITHIN))
+        back = np.linalg.inv(mixing)
+        return np.sqrt(np.diag(back @ prior @ back.T))
+
+    root = np.sqrt(steps.WITHIN)
+    np.testing.assert_allclose(found(scale, 0.0), [0.2 * root, 3 / root, 1, 1], rtol=0.03)
+    np.testing.assert_allclose(found(np.ones(4), 0.004), 1, rtol=0.03)
+    assert adapted(library, usual)[1] == pytest.approx(library, rel=0.03)
+
+
+def test_what_the_prior_draws_changes_as_much_as_is_expected() -> None:
+    """Images drawn from the prior medians: components' changes have the variance that `steps.change` expects of them, and others are told."""
+    calendar = Calendar.regular("2024-05-01", "2024-08-05", 8)
+    steps_of, rank, edge, draws = len(calendar), 2, 12, 150
+    rng = np.random.default_rng(3)
+    library, shown = np.diag([0.05, 0.02]) ** 2, np.eye(2)
+    kinds = rng.random((6, edge, edge))
+    empirical = np.exp(-np.abs(np.arange(steps_of)[:, None] - np.arange(steps_of)) / 4)
+    hierarchy = build(
+        calendar.days, library, shown / 0.004, kinds / np.sqrt((kinds**2).sum(0)), rng.integers(0, 9, (edge, edge)), spacing=4.0,
+        ranks=dict.fromkeys(("class", "object", "place", "pixel"), steps_of), empirical=empirical,
+    )
+    hyper = Hyper.default(rank, ())
+    factors = hierarchy.factors(hyper)
+    fields = []
+    for _ in range(draws):
+        white = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in hierarchy.white_shapes.items()}
+        fields.append(np.asarray(hierarchy.field(*hierarchy.coefficients(white | {"scene": jnp.zeros((rank, steps_of))}, factors))))
+    times, bands = (0, 2, 3, 7, 11), ("red", "nir")
+    keys = [("fine", band, t) for t in times for band in bands]
+    patches = np.stack([np.stack(fields)[:, t, b] for t in times for b in range(2)]).astype(np.float32)
+    own = Sight(5, np.full(2, 1 / 0.004), shown, 1000, np.eye(2), np.full(2, 0.004**2), bands)
+    found = steps.change("fine", own, keys, patches, calendar, empirical)
+    assert found is not None
+    assert found.pixels == 4 * draws * edge**2
+    np.testing.assert_allclose(found.noise, 2 * 0.004**2)
+    back = np.linalg.inv(np.asarray(hierarchy.mixing, float))
+    np.testing.assert_allclose(np.diag(back @ found.square @ back.T) / found.expected, 1, rtol=0.1)
+    np.testing.assert_allclose(found.factor(own.sharp, own.sharp[:, None] * np.asarray(hierarchy.mixing, float)), 1)
+    patches[2, :, :3] = np.nan  # red of the second image: pixels that one band lacks tell nothing
+    some = steps.change("fine", own, keys, patches, calendar, empirical)
+    assert some is not None
+    assert some.pixels == found.pixels - 2 * draws * 3 * edge
+    assert steps.change("fine", own, keys[:2], patches[:2], calendar, None) is None
+    assert steps.change("other", own, keys, patches, calendar, None) is None
+
+
+def test_ground_that_varies_but_hardly_changes_has_a_calmer_prior(two: Any) -> None:
+    """Images of the same variance over the ground, which change from one to the next as much as that, or hardly."""
+    looks, cube, _ = two[0]
+    seen = [looks[0], looks[2]]
+    calm = [seen[0], replace(seen[1], data=(0.95 * seen[0].data + 0.05 * seen[1].data).astype(np.float32))]
+
+    def variance(some: list[Observation]) -> float:
+        return float(np.trace(learn([surveyed(some, *images(some, cube), (), cube)], cube).prior))
+
+    library = float(np.trace(cube.basis.prior))
+    assert variance(calm) < 0.5 * library < library < variance(seen)
+    assert variance(calm[:1]) == pytest.approx(library, rel=1e-3)
 
 
 def test_calibrations_are_pooled_by_clear_values() -> None:
