@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from fusion.cube.cube import Cube
@@ -12,6 +14,11 @@ from fusion.infer.posterior import Expectation, Posterior, Status
 
 ENGINES = {"variational": "fusion.infer.variational", "gaussian": "fusion.infer.engine", "mcmc": "fusion.infer.mcmc"}
 """name -> module with the same `fit`; imported when first used"""
+PROGRAMS = 0.5
+"""of the memory mappings that a process may have: past it, compiled programs are let go of before the next fit"""
+PROC = Path("/proc")
+
+log = logging.getLogger("fusion")
 
 
 def fit(
@@ -28,7 +35,26 @@ def fit(
         raise JobError(f"asked for engine {engine!r}: there are {', '.join(ENGINES)}")
     if draws < 0:
         raise JobError(f"asked for {draws} draws: give 0 or more")
+    spare_mappings()
     return import_module(ENGINES[engine]).fit(observations, cube, hyper=hyper, draws=draws, seed=seed, origin=origin, **settings)
+
+
+def spare_mappings() -> None:
+    """Lets go of all compiled programs where they leave the process few memory mappings; does nothing on systems without /proc.
+
+    XLA keeps each kernel in mappings of its own, three to eight thousand for a fit of one shape. Where the kernel allows no more (Linux:
+    vm.max_map_count, 65,530 by default), LLVM ends the process, and whoever fits tiles of ten shapes in one process would get there.
+    """
+    try:
+        allowed = int((PROC / "sys/vm/max_map_count").read_text())
+        held = (PROC / "self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return
+    if held > PROGRAMS * allowed:
+        import jax
+
+        jax.clear_caches()
+        log.info("compiled programs held %d of the %d memory mappings that a process may have: they are compiled again when needed", held, allowed)
 
 
 def summarise(posterior: Posterior, tile: Any, group: str = "") -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Landscape:
     colour: Array
     """(B, K) of the finest sensor in units of its noise; the identity where no sensor sees anything"""
     prior: Array
-    """(K, K) covariance of z: the library's, its canonical components' variances moved towards what the images show (`sight.adapted`)"""
+    """(K, K) covariance of z: the library's, moved towards what the images show and what they change (`sight.adapted`)"""
     spacing: float
     """pixels between nodes of the smooth level"""
     empirical: NDArray[np.float32] | None

@@ -1,8 +1,9 @@
 """How the finest sensor sees the ground, and what its images say of how much the ground varies.
 
 The spectral library says how the spectra of the world differ. One place holds less, or other, variety: a valley of fields may have a third of the
-library's spread in one component and all of it in another. The covariance of z that the hierarchy starts from is therefore the
-library's with the variance of each canonical component moved towards what the fine images show of it, if they contradict it.
+library's spread in one component and all of it in another, and components that the world's spectra have apart go together here. The
+covariance of z that the hierarchy starts from is therefore the library's, moved along every direction towards what the fine images show, and
+what they change, if they contradict it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ LEAST = 0.01
 UNSEEN = 0.01
 """|a_k|^2 below which a component is one that no image shows"""
 WITHIN = 2.0
-"""a component's variance over the dates and the ground that were seen says this much, as a factor, of what it may yet do"""
+"""what varies and changes over the dates and the ground that were seen says this much, as a factor of its variance, of what it may yet do"""
 DOUBT = 2.0
 """times its stated sd a sensor's noise may have"""
 
@@ -40,23 +41,23 @@ class Spread:
     """(B,) mean over them of the noise variance that is in it"""
     expected: float
     """variance of every x_k in it under the prior medians"""
-    within: float
-    """a component may vary by this factor more or less"""
 
-    def factor(self, sharp: Array, columns: Array) -> Array:
-        """(K,) of the variance of each canonical component, 1 where nothing contradicts it.
+    def root(self, sharp: Array, columns: Array) -> Array:
+        """(K, K) R: the canonical components' covariance R R^T that nothing contradicts, the identity if their own does not.
 
-        sharp: (B,) one over the noise sd. columns: (B, K) diag(sharp) H M.
+        sharp: (B,) one over the noise sd. columns: (B, K) a = diag(sharp) H M.
 
-        u = a_k^T y / |a_k|^2, a_k column k, is x_k with noise 1 / |a_k|^2, since the columns are orthogonal. So the variance of x_k is at
-        most the mean square of u, and at least that less the noise at DOUBT times its stated sd: it moves to within a factor of these bounds
-        if it lies outside, by as much as the pixels count against PIXELS.
+        u_k = a_k^T y / |a_k|^2 is x_k with noise 1 / |a_k|^2, since the columns are orthogonal. So the variance of x along an eigenvector of
+        E[u u^T] is at most its eigenvalue, and at least that less the noise at DOUBT times its stated sd: it moves to within a factor WITHIN
+        of these bounds if it lies outside, by as much as the pixels count against PIXELS. Components that are not seen stay as they are.
         """
         strength = (columns**2).sum(0)
-        unit = sharp[:, None] * columns / np.maximum(strength, UNSEEN)
-        most, stated = np.einsum("bk,bc,ck->k", unit, self.square, unit) / self.expected, self.noise @ unit**2 / self.expected
-        shown = np.clip(1.0, np.maximum(most - DOUBT**2 * stated, LEAST) / self.within, np.maximum(most, LEAST) * self.within)
-        return np.where(strength > UNSEEN, shown, 1.0) ** (self.pixels / (self.pixels + PIXELS))
+        seen = strength > UNSEEN
+        unit = np.where(seen, sharp[:, None] * columns / np.maximum(strength, UNSEEN), 0.0)
+        found, turn = np.linalg.eigh((unit.T @ self.square @ unit) / self.expected + np.diag(~seen))
+        stated = self.noise @ (unit @ turn) ** 2 / self.expected
+        shown = np.clip(1.0, np.maximum(found - DOUBT**2 * stated, LEAST) / WITHIN, np.maximum(found, LEAST) * WITHIN)
+        return np.asarray(turn * shown ** (0.5 * self.pixels / (self.pixels + PIXELS)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +81,7 @@ class Sight:
     @property
     def spread(self) -> Spread:
         """What its images show of the ground."""
-        return Spread(self.pixels, self.square, self.noise, float((np.asarray(Hyper.default(1, ()).sd, np.float64) ** 2).sum()), WITHIN)
+        return Spread(self.pixels, self.square, self.noise, float((np.asarray(Hyper.default(1, ()).sd, np.float64) ** 2).sum()))
 
     @classmethod
     def of(cls, looks: Sequence[Any]) -> Sight:
@@ -147,15 +148,15 @@ def adapted(library: Array, sight: Sight | None, change: Spread | None = None) -
 
     library: (K, K). sight: of the finest sensor; None: the identity and the library's covariance. change: of its images from one to the next.
 
-    The variance of every canonical component is moved to where it contradicts neither what the images show nor, then, what they change:
-    between looks it is the change that is foretold, and ground that varies much may change little. What the sensor does not tell apart
-    stays as the library has it.
+    The covariance is moved to where it contradicts neither what the images show nor, then, what they change: between looks it is the change
+    that is foretold, and ground that varies much may change little. What the sensor does not tell apart stays as the library has it.
     """
     if sight is None:
         return np.eye(len(library)), library
-    colour = sight.sharp[:, None] * sight.colour
-    mixing = canonical_mixing(library, colour).astype(np.float64)
+    colour, prior = sight.sharp[:, None] * sight.colour, library
     for shown in (sight.spread, change):
         if shown is not None:
-            mixing = mixing * np.sqrt(shown.factor(sight.sharp, colour @ mixing))
-    return colour, np.asarray(mixing @ mixing.T)
+            mixing = canonical_mixing(prior, colour).astype(np.float64)
+            root = mixing @ shown.root(sight.sharp, colour @ mixing)
+            prior = root @ root.T
+    return colour, prior

@@ -16,8 +16,6 @@ from fusion.process.hierarchy import Hyper
 Array = NDArray[np.float64]
 SHOWN = 0.5
 """of what the median image shows: one that shows less does not stand between two others when these are compared"""
-WITHIN = 1.5
-"""a component's change from image to image says this much, as a factor of its variance, of how it changes otherwise: chosen on Coleambally"""
 
 
 def previous(keys: Sequence[Key], patches: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -67,4 +65,4 @@ def change(
         last = keys[before[planes[0]]][2]
         pixels, square = pixels + found.shape[1], square + found @ found.T
         expected += found.shape[1] * float(covariance[time, time] + covariance[last, last] - 2 * covariance[time, last])
-    return Spread(pixels, square / pixels, 2 * sight.noise, expected / pixels, WITHIN) if pixels else None
+    return Spread(pixels, square / pixels, 2 * sight.noise, expected / pixels) if pixels else None

@@ -24,7 +24,7 @@ from fusion.infer.images import changes, images, parted
 from fusion.infer.landscape import Landscape, Survey, learn, survey, surveyed
 from fusion.infer.probes import probe
 from fusion.infer.problem import pose
-from fusion.infer.sight import WITHIN, Sight, Spread, adapted, finest
+from fusion.infer.sight import LEAST, WITHIN, Sight, Spread, adapted, finest
 from fusion.observe.footprint import footprint
 from fusion.observe.layer import Layer
 from fusion.observe.observation import Observation
@@ -300,13 +300,21 @@ def test_the_prior_heeds_how_much_images_change() -> None:
 
     def found(scale: np.ndarray, noise: float) -> np.ndarray:
         square = (seen * scale**2 * 0.7) @ seen.T + 2 * noise**2 * np.eye(3)
-        _, prior = adapted(library, usual, Spread(10**6, square, np.full(3, 2 * 0.004**2), 0.7, steps.WITHIN))
+        _, prior = adapted(library, usual, Spread(10**6, square, np.full(3, 2 * 0.004**2), 0.7))
         back = np.linalg.inv(mixing)
         return np.sqrt(np.diag(back @ prior @ back.T))
 
-    root = np.sqrt(steps.WITHIN)
+    root = np.sqrt(WITHIN)
     np.testing.assert_allclose(found(scale, 0.0), [0.2 * root, 3 / root, 1, 1], rtol=0.03)
     np.testing.assert_allclose(found(np.ones(4), 0.004), 1, rtol=0.03)
+    # along a direction across components too: the first two always change together, never apart
+    tied = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    square = (seen @ tied * 0.7) @ seen.T
+    _, prior = adapted(library, usual, Spread(10**6, square, np.full(3, 2 * 0.004**2), 0.7))
+    back = np.linalg.inv(mixing)
+    together, apart = 2 / WITHIN, LEAST * WITHIN
+    wanted = np.diag([0, 0, 1.0, 1]) + np.pad(0.5 * np.array([[together + apart, together - apart], [together - apart, together + apart]]), (0, 2))
+    np.testing.assert_allclose(back @ prior @ back.T, wanted, atol=0.03)
     assert adapted(library, usual)[1] == pytest.approx(library, rel=0.03)
 
 
@@ -338,7 +346,8 @@ def test_what_the_prior_draws_changes_as_much_as_is_expected() -> None:
     np.testing.assert_allclose(found.noise, 2 * 0.004**2)
     back = np.linalg.inv(np.asarray(hierarchy.mixing, float))
     np.testing.assert_allclose(np.diag(back @ found.square @ back.T) / found.expected, 1, rtol=0.1)
-    np.testing.assert_allclose(found.factor(own.sharp, own.sharp[:, None] * np.asarray(hierarchy.mixing, float)), 1)
+    root = found.root(own.sharp, own.sharp[:, None] * np.asarray(hierarchy.mixing, float))
+    np.testing.assert_allclose(root @ root.T, np.eye(rank), atol=1e-6)
     patches[2, :, :3] = np.nan  # red of the second image: pixels that one band lacks tell nothing
     some = steps.change("fine", own, keys, patches, calendar, empirical)
     assert some is not None
@@ -358,7 +367,7 @@ def test_ground_that_varies_but_hardly_changes_has_a_calmer_prior(two: Any) -> N
 
     library = float(np.trace(cube.basis.prior))
     assert variance(calm) < 0.5 * library < library < variance(seen)
-    assert variance(calm[:1]) == pytest.approx(library, rel=1e-3)
+    assert variance(calm[:1]) == pytest.approx(library, rel=0.05)
 
 
 def test_calibrations_are_pooled_by_clear_values() -> None:
