@@ -47,17 +47,21 @@ class Spread:
 
         sharp: (B,) one over the noise sd. columns: (B, K) a = diag(sharp) H M.
 
-        u_k = a_k^T y / |a_k|^2 is x_k with noise 1 / |a_k|^2, since the columns are orthogonal. So the variance of x along an eigenvector of
-        E[u u^T] is at most its eigenvalue, and at least that less the noise at DOUBT times its stated sd: it moves to within a factor WITHIN
-        of these bounds if it lies outside, by as much as the pixels count against PIXELS. Components that are not seen stay as they are.
+        u_k = a_k^T y / |a_k|^2 is x_k with noise 1 / |a_k|^2, since the columns are orthogonal. So along every direction the variance of x is at most
+        that of u, and at least that less the noise at DOUBT times its stated sd. Where it is more than WITHIN times the one it is made
+        that, along the eigenvectors of E[u u^T]; then, where it is less than the other by that factor, along those of the other. Pixels count
+        against PIXELS; components that are not seen stay as they are.
         """
         strength = (columns**2).sum(0)
         seen = strength > UNSEEN
         unit = np.where(seen, sharp[:, None] * columns / np.maximum(strength, UNSEEN), 0.0)
-        found, turn = np.linalg.eigh((unit.T @ self.square @ unit) / self.expected + np.diag(~seen))
-        stated = self.noise @ (unit @ turn) ** 2 / self.expected
-        shown = np.clip(1.0, np.maximum(found - DOUBT**2 * stated, LEAST) / WITHIN, np.maximum(found, LEAST) * WITHIN)
-        return np.asarray(turn * shown ** (0.5 * self.pixels / (self.pixels + PIXELS)))
+        found, noise = (unit.T @ of @ unit / self.expected for of in (self.square, np.diag(self.noise)))
+        power = 0.5 * self.pixels / (self.pixels + PIXELS)
+        most, turn = np.linalg.eigh(found + np.diag(~seen))
+        less = turn * np.minimum(np.maximum(most, LEAST) * WITHIN, 1.0) ** power
+        back = np.linalg.inv(less)
+        least, turn = np.linalg.eigh(back @ (found - DOUBT**2 * noise) @ back.T)
+        return np.asarray(less @ turn * np.maximum(least / WITHIN, 1.0) ** power)
 
 
 @dataclass(frozen=True, eq=False)
