@@ -48,9 +48,9 @@ class Spread:
         sharp: (B,) one over the noise sd. columns: (B, K) a = diag(sharp) H M.
 
         u_k = a_k^T y / |a_k|^2 is x_k with noise 1 / |a_k|^2, since the columns are orthogonal. So along every direction the variance of x is at most
-        that of u, and at least that less the noise at DOUBT times its stated sd. Where it is more than WITHIN times the one it is made
-        that, along the eigenvectors of E[u u^T]; then, where it is less than the other by that factor, along those of the other. Pixels count
-        against PIXELS; components that are not seen stay as they are.
+        that of u, and at least that less the noise at DOUBT times its stated sd. Along the eigenvectors of the first it is cut to WITHIN times
+        it, then along those of the second raised to one over WITHIN of it, by as much as the pixels count against PIXELS. Components that
+        are not seen stay as they are.
         """
         strength = (columns**2).sum(0)
         seen = strength > UNSEEN
@@ -58,10 +58,10 @@ class Spread:
         found, noise = (unit.T @ of @ unit / self.expected for of in (self.square, np.diag(self.noise)))
         power = 0.5 * self.pixels / (self.pixels + PIXELS)
         most, turn = np.linalg.eigh(found + np.diag(~seen))
-        less = turn * np.minimum(np.maximum(most, LEAST) * WITHIN, 1.0) ** power
-        back = np.linalg.inv(less)
+        cut = turn * np.minimum(np.maximum(most, LEAST) * WITHIN, 1.0) ** power
+        back = np.linalg.inv(cut)
         least, turn = np.linalg.eigh(back @ (found - DOUBT**2 * noise) @ back.T)
-        return np.asarray(less @ turn * np.maximum(least / WITHIN, 1.0) ** power)
+        return np.asarray(cut @ turn * np.maximum(least / WITHIN, 1.0) ** power)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +81,7 @@ class Sight:
     noise: Array
     """(B,) mean over them of the noise variance that is in it"""
     bands: tuple[str, ...] = ()
+    """names of the rows of H; () in what an earlier version kept: nothing is known of its changes then"""
 
     @property
     def spread(self) -> Spread:

@@ -13,7 +13,6 @@ from fusion.infer.sight import Sight, Spread
 from fusion.process import kernels
 from fusion.process.hierarchy import Hyper
 
-Array = NDArray[np.float64]
 SHOWN = 0.5
 """of what the median image shows: one that shows less does not stand between two others when these are compared"""
 
