@@ -28,7 +28,7 @@ from fusion.infer.empirical import Learned, calibrated, pooled
 from fusion.infer.images import ALWAYS, MAP, Key, changes, images, mean_seen, parted, with_map
 from fusion.infer.sight import Sight, adapted, finest
 from fusion.process import kernels
-from fusion.process.hierarchy import Hyper
+from fusion.process.hierarchy import Hyper, level_covariance
 from fusion.process.landscape import Cover
 from fusion.process.liveliness import ASIDE
 
@@ -292,8 +292,7 @@ def _empirical(surveys: Sequence[Survey], cube: Cube) -> NDArray[np.float32] | N
     for name, _, count, _, _ in sorted(told, key=lambda one: one[0]):
         looks[name] = looks.get(name, 0) + count
     best = max(looks, key=lambda name: looks[name])
-    medians = Hyper.default(1, ())
-    anchor = np.asarray(kernels.mixture(cube.calendar.days, medians.shares[3], medians.length[3]), np.float64)
+    anchor = np.asarray(level_covariance(cube.calendar.days, Hyper.default(1, ()), "place"), np.float64)
     mine = [one for one in told if one[0] == best]
     return kernels.empirical(np.concatenate([m[3] for m in mine]), np.concatenate([m[4] for m in mine]), anchor, strength=20.0)
 

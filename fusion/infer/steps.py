@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from fusion.cube.calendar import Calendar
 from fusion.infer.images import ALWAYS, Key
 from fusion.infer.sight import Sight, Spread
-from fusion.process import kernels
-from fusion.process.hierarchy import Hyper
+from fusion.process.hierarchy import LEVELS, Hyper, level_covariance
 
 SHOWN = 0.5
 """of what the median image shows: one that shows less does not stand between two others when these are compared"""
@@ -50,8 +49,7 @@ def change(
     """
     before, medians = previous(keys, patches), Hyper.default(1, ())
     place = {key: i for i, key in enumerate(keys)}
-    weight = medians.learned / (1 + medians.learned) * (empirical is not None)
-    levels = [kernels.mixture(calendar.days, medians.shares[i], medians.length[i], weight[i], empirical) for i in range(1, 5)]
+    levels = [level_covariance(calendar.days, medians, level, empirical) for level in LEVELS[1:]]
     covariance = np.tensordot(np.asarray(medians.sd[1:, 0], np.float64) ** 2, np.asarray(levels, np.float64), 1)
     pixels, square, expected = 0, np.zeros((len(sight.bands),) * 2), 0.0
     for time in sorted({key[2] for key in keys if key[0] == sensor}):

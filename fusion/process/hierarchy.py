@@ -190,10 +190,8 @@ class Hierarchy:
         return {"scene": (rank, steps), **{name: (rank, width, self.spaces[name].size) for name, width in self.ranks}}
 
     def covariance(self, hyper: Hyper, level: str) -> Array:
-        """(T, T) the level's temporal covariance for unit sd (before it is seen in the span of Psi)."""
-        i = LEVELS.index(level)
-        weight = hyper.learned[i] / (1.0 + hyper.learned[i])
-        return kernels.mixture(self.days, hyper.shares[i], hyper.length[i], weight, self.empirical)
+        """(T, T) `level_covariance` of this tile's times (before it is seen in the span of Psi)."""
+        return level_covariance(self.days, hyper, level, self.empirical)
 
     def factors(self, hyper: Hyper) -> Factors:
         """The square-root factors of every level; differentiable in theta."""
@@ -251,6 +249,13 @@ class Hierarchy:
         return jnp.sqrt(jnp.einsum("jk,tkyx->tjyx", self.mixing**2, total))
 
 
+def level_covariance(days: Any, hyper: Hyper, level: str, empirical: Any = None) -> Array:
+    """(T, T) a level's temporal covariance for unit sd.  days: (T,). empirical: (T, T), None = the anchor alone."""
+    i = LEVELS.index(level)
+    weight = hyper.learned[i] / (1.0 + hyper.learned[i])
+    return kernels.mixture(days, hyper.shares[i], hyper.length[i], weight, empirical)
+
+
 def square(space: Any) -> Array:
     """(Y, X) sum_i A(s, i)^2: the prior variance that a level of unit variance gives to each pixel."""
     if isinstance(space, Weights):
@@ -301,7 +306,7 @@ def build(
     shape = labels.shape
     days = np.asarray(days, np.float32)
     medians = Hyper.default(1, ())
-    anchor = np.mean([kernels.mixture(days, medians.shares[i], medians.length[i]) for i in range(1, 5)], axis=0)
+    anchor = np.mean([level_covariance(days, medians, level) for level in LEVELS[1:]], axis=0)
     learned = np.asarray(anchor if empirical is None else empirical, np.float32)
     _, vectors = np.linalg.eigh(0.5 * anchor.astype(np.float64) + 0.5 * learned)
     widths = temporal_functions(days.size, ranks)
