@@ -10,9 +10,9 @@ import pytest
 from scipy import ndimage
 from scipy.stats import norm
 
-from benchmarks.accuracy import score
+from benchmarks.accuracy import SETTING, fused, score
 from benchmarks.limits import best, explained, left, parts
-from benchmarks.pairs import Case, Pair, cases, forecasts, observations, read
+from benchmarks.pairs import Case, Pair, cases, cut, forecasts, observations, read
 from benchmarks.peers.naive import predictions
 from fusion.infer.empirical import calibrated
 
@@ -125,6 +125,35 @@ def test_a_sensor_that_states_no_discrepancy_is_given_none() -> None:
         np.testing.assert_allclose(new.precision[seen], old.precision[seen], rtol=1e-5)
         np.testing.assert_allclose(new.offset_sd, old.offset_sd, rtol=1e-6)
         assert not new.discrepancy_sd.any()
+
+
+def small(bias: float, seed: int) -> Case:
+    """A world of 3 x 3 cells, of which one lies nine tenths inside the grid: too few to register by."""
+    pair = world(3.0, (0, 0), bias, 0.003, seed)
+    return cut(Case(replace(pair, fine=pair.fine[..., 40:, 40:], coarse=pair.coarse[..., 5:, 5:]), "cia", (0, 2), 1), (3, 3))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_few_cells_tell_a_bias_and_nothing_of_width_and_place(seed: int) -> None:
+    """The mean of two looks' 9 cells each is off by what cells err by (.01, of what lies outside) and by a look's shrinkage."""
+    looks, cube = observations(small(0.03, seed))
+    _, (learned,) = calibrated(looks, cube)
+    assert (learned.widen, learned.shift) == (1.0, (0.0, 0.0))
+    assert learned.bias[0] == pytest.approx(0.03, abs=0.008)
+    assert 0.003 < np.hypot(learned.white_sd, learned.lasting_sd)[0] < 0.02  # between what was drawn and what is stated (.015) with its noise
+
+
+def test_a_small_place_is_not_moved_by_a_bias() -> None:
+    """The same ground with and without a bias of .03 that lasts, six times the stated offset of a look."""
+    found = []
+    for bias in (0.0, 0.03):
+        case = small(bias, 0)
+        mean, sd, _ = fused(case, "gaussian", SETTING)
+        found.append(mean)
+        error = mean - case.truth
+        assert np.sqrt((error**2).mean()) < 0.012
+        assert (np.abs(error) < 1.96 * sd).mean() > 0.9
+    assert abs(found[1].mean() - found[0].mean()) < 0.005
 
 
 def test_without_a_pair_the_facts_stand() -> None:

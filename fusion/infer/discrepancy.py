@@ -17,6 +17,8 @@ WHOLE = 0.98
 """bands are combined where this share of the seen cells has all of them"""
 PRIOR_LOOKS = 2.0
 """the stated facts weigh as much as two looks"""
+PRIOR_VALUES = 6.0
+"""... and the stated discrepancy as six values of cells"""
 
 TOGETHER = 0.6
 """of the variance of what a look gets wrong anew, what classes get wrong together (fusion/DESIGN.md)"""
@@ -94,11 +96,12 @@ def rotation(residual: Array, use: Array, scale: Array, least: int) -> Array:
 
 
 def errors(
-    residual: Array, use: Array, scale: Array, days: Array, stated: Array, length: float
+    residual: Array, use: Array, scale: Array, days: Array, stated: Array, stated_discrepancy: Array, length: float
 ) -> tuple[Array, Array, Array, Array, float]:
     """(bias, offset sd, discrepancy variance, its lasting part, each (B,), and the days that it lasts).
 
-    residual: (n, B, H, W). scale: (H, W) relative variance of each cell. days: (n,). stated: (B,) variance of the offsets. length: stated days.
+    residual: (n, B, H, W). scale: (H, W) relative variance of each cell. days: (n,). stated: (B,) variance of the offsets, and of the
+    discrepancy. length: stated days.
     """
     off, level = centred(residual, use / scale)
     seen = (use.sum(axis=(2, 3)) > 0).astype(float)
@@ -107,7 +110,8 @@ def errors(
     scatter = ((level - bias) ** 2 * seen).sum(axis=0)
     offset = np.sqrt((PRIOR_LOOKS * stated + scatter) / (PRIOR_LOOKS + looks))
     off = off / np.sqrt(scale)
-    total = (off**2).sum(axis=(0, 2, 3)) / np.maximum(use.sum(axis=(0, 2, 3)) - looks, 1)
+    free = np.maximum(use.sum(axis=(0, 2, 3)) - looks, 0)
+    total = (PRIOR_VALUES * stated_discrepancy + (off**2).sum(axis=(0, 2, 3))) / (PRIOR_VALUES + free)
     lasting, lag = _persistence(off, use, days, total, length)
     return bias, offset, total, lasting, lag
 

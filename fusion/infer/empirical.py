@@ -15,6 +15,9 @@ own factors (`Hyper`) then vary around them. Only fine images that are given tea
 
 A sensor that states no discrepancy keeps its numbers and is given width and shift alone: what six fine bands do not foretell of a
 spectrometer is ground that they cannot see, not its error.
+
+A small place has few cells. Width and shift then stay as stated, and cells at its border teach too: what lies outside is
+taken for what lies inside, which is an error of theirs on this ground. Stated sds count as some looks and cells more.
 """
 
 from __future__ import annotations
@@ -28,30 +31,23 @@ from numpy.typing import NDArray
 
 from fusion.cube.cube import Cube
 from fusion.infer.discrepancy import errors, lasting_offset, rotation, share_of_variety, uneven
-from fusion.infer.images import clear_image, moved
+from fusion.infer.images import clear_image
+from fusion.infer.registration import WHOLE, Pairs, registered, residuals, seen_through
 from fusion.infer.sight import regression
-from fusion.observe.footprint import footprint
 from fusion.observe.layer import Layer
 from fusion.observe.observation import Observation
 from fusion.observe.operator import Footprint
-from fusion.observe.psf import FWHM_PER_SD
 
 NEAR_DAYS = 4.0
 """a coarse look further than this from every fine look teaches nothing of the sensor"""
 LOOKS = 12
 """at most so many coarse looks are used for width and shift, spread over the period"""
 CELLS = 24
-"""least number of clear cells in all looks together"""
-WIDTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.6, 2.0, 2.5)
-"""tried factors on the blur"""
-STEPS = (0.5, 0.25, 0.125)
-"""pattern search of the shift, in cells"""
-FARTHEST = 1.5
-"""cells: geolocation is never worse"""
+"""least number of clear cells in all looks together that tell width and shift"""
+PART = 0.5
+"""share of a cell inside the grid from which on it tells bias and discrepancy where there are fewer"""
 LEAST_VARIETY = 1e-8
 """reflectance squared: ground that varies by less varies in noise alone"""
-SHIFT_SD = 0.5
-"""cells: a displacement is worth that much evidence against it"""
 
 Array = NDArray[np.float64]
 
@@ -131,7 +127,7 @@ def calibrated(
             records.append(learned)
             days = [cube.calendar.day_of(observations[i].when) for i in members]
             offset = lasting_offset(learned.lasting_sd, learned.white_sd, learned.days, days) * learned.offset_sd
-            foot = _footprint(looks[0], cube, learned.widen, learned.shift)
+            foot = seen_through(looks[0], cube, learned.widen, learned.shift)
             variety = np.ones((1, 1, 1)) if ground is None else _variety(ground, foot) / learned.variety[:, None, None]
             scale = np.broadcast_to(uneven(learned.share, variety), foot.shape)
             for i in members:
@@ -180,20 +176,7 @@ def _variety(ground: _Ground, foot: Footprint) -> Array:
     return np.maximum(np.mean([seen((x - level) ** 2) - seen(x - level) ** 2 for x in ground.planes], axis=0), 0.0)
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """Coarse looks with fine pictures of their times."""
-
-    coarse: list[Observation]
-    pictures: Array
-    """(n, B, Y, X) the fine images interpolated to the coarse look's times and bands"""
-    clear: Array
-    """(n, Y, X) 1 where the nearest fine look is clear"""
-    days: Array
-    """(n,)"""
-
-
-def _pictures(coarse: Sequence[Observation], ground: _Ground, cube: Cube) -> _Pairs:
+def _pictures(coarse: Sequence[Observation], ground: _Ground, cube: Cube) -> Pairs:
     """The ground at the times of those coarse looks that have a fine one near, LOOKS of them at most."""
     days = np.array([cube.calendar.day_of(o.when) for o in coarse])
     used = [i for i in np.argsort(days, kind="stable") if np.abs(ground.times - days[i]).min() <= NEAR_DAYS]
@@ -201,7 +184,7 @@ def _pictures(coarse: Sequence[Observation], ground: _Ground, cube: Cube) -> _Pa
     planes = [ground.at(np.asarray(coarse[i].layer.tau, np.float64), cube.calendar.days) for i in used]
     masks = [ground.clear[int(np.abs(ground.times - days[i]).argmin())] for i in used]
     empty = np.zeros((0, *ground.planes.shape[1:]))
-    return _Pairs([coarse[i] for i in used], np.stack(planes) if used else empty, np.array(masks), days[used])
+    return Pairs([coarse[i] for i in used], np.stack(planes) if used else empty, np.array(masks), days[used])
 
 
 def _backwards(fine: Observation, coarse: Observation, cube: Cube) -> tuple[Array, Array]:
@@ -226,71 +209,19 @@ def _filled(stack: Array, there: Array) -> Array:
     return out
 
 
-def _residuals(pairs: _Pairs, foot: Footprint, pictures: NDArray[np.floating]) -> tuple[Array, Array]:
-    """((n, B, H, W) y - W x, same-shaped weights 0 or 1)."""
-    seen = np.asarray(foot(jnp.asarray(pictures, jnp.float32)), np.float64)
-    share = np.asarray(foot(jnp.asarray(pairs.clear, jnp.float32)))[:, None]
-    inside = np.asarray(foot.seen) > 0.9
-    use = (np.stack([o.precision for o in pairs.coarse]) > 0) & (share > 0.85) & inside
-    return np.where(use, np.stack([o.data for o in pairs.coarse]) - seen, 0.0), use.astype(np.float64)
-
-
-def _misfit(pairs: _Pairs, sharp: Footprint, fwhm: float, cube: Cube, widen: float, shift: tuple[float, float]) -> float:
-    """Minus twice the profile log-likelihood of width and shift: a free mean per look and band, a free contrast and variance per band.
-
-    The contrast is free because cells that wander from day to day lose contrast, which a width would otherwise explain.
-    sharp: the footprint at the least of WIDTHS; the search blurs and moves the fine pictures instead of building footprints.
-    fwhm: metres, of the stated blur.
-    """
-    pixel = cube.grid.resolution
-    blur = float(np.sqrt(max(widen**2 - WIDTHS[0] ** 2, 0.0))) * fwhm / FWHM_PER_SD / pixel
-    residual, use = _residuals(pairs, sharp, moved(pairs.pictures, (shift[0] / pixel, -shift[1] / pixel), blur))
-    count = np.maximum(use.sum(axis=(2, 3), keepdims=True), 1)
-    data = np.where(use > 0, np.stack([o.data for o in pairs.coarse]), 0.0)
-    measured, seen = (np.where(use > 0, a - a.sum(axis=(2, 3), keepdims=True) / count, 0.0) for a in (data, data - residual))
-    squares = [(a * b).sum(axis=(0, 2, 3)) for a, b in ((measured, measured), (measured, seen), (seen, seen))]
-    contrast = np.clip(squares[1] / np.maximum(squares[2], 1e-12), 0.5, 1.5)
-    values = use.sum(axis=(0, 2, 3))
-    variance = (squares[0] - 2 * contrast * squares[1] + contrast**2 * squares[2]) / np.maximum(values, 1)
-    # bands share their errors and neighbours overlap: a fourth of the values is independent
-    fit = 0.25 * float((values * np.log(np.maximum(variance, 1e-12))).sum())
-    cell = pixel * float(np.sqrt(sharp.grid_shape[0] * sharp.grid_shape[1] / (sharp.shape[0] * sharp.shape[1])))
-    prior = (np.log(widen) / 0.7) ** 2 + (shift[0] ** 2 + shift[1] ** 2) / (SHIFT_SD * cell) ** 2
-    return fit + float(prior)
-
-
-def _place(pairs: _Pairs, cube: Cube, cell: float) -> tuple[float, tuple[float, float]]:
-    """(width factor, shift) by a scan of widths and a pattern search of the shift, twice."""
-    known: dict[tuple[float, tuple[float, float]], float] = {}
-    first = pairs.coarse[0]
-    sharp = _footprint(first, cube, WIDTHS[0])
-
-    def score(widen: float, shift: tuple[float, float]) -> float:
-        if (widen, shift) not in known:
-            known[widen, shift] = _misfit(pairs, sharp, first.psf.fwhm, cube, widen, shift)
-        return known[widen, shift]
-
-    best = min(((w, (0.0, 0.0)) for w in WIDTHS), key=lambda c: score(*c))
-    for step in STEPS:
-        moved = True
-        while moved:
-            north, east = best[1]
-            around = [(north + i * step * cell, east + j * step * cell) for i, j in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))]
-            found = min(((best[0], s) for s in around if max(abs(s[0]), abs(s[1])) <= FARTHEST * cell), key=lambda c: score(*c))
-            moved, best = found != best, found
-    return min(((w, best[1]) for w in WIDTHS), key=lambda c: score(*c))
-
-
 def _learn(coarse: Sequence[Observation], ground: _Ground, cube: Cube) -> Learned | None:
     """What one coarse raster's looks teach, or None."""
     pairs = _pictures(coarse, ground, cube)
-    if not pairs.coarse or _residuals(pairs, coarse[0].layer.footprint, pairs.pictures)[1][:, 0].sum() < CELLS:
+    if not pairs.coarse:
         return None
     first = pairs.coarse[0]
+    enough = residuals(pairs, first.layer.footprint, pairs.pictures)[1][:, 0].sum() >= CELLS
     cell = float(np.sqrt(abs(first.geobox.transform.determinant)))
-    widen, shift = _place(pairs, cube, cell)
-    foot = _footprint(first, cube, widen, shift)
-    residual, use = _residuals(pairs, foot, pairs.pictures)
+    widen, shift = registered(pairs, cube, cell) if enough else (1.0, (0.0, 0.0))
+    foot = seen_through(first, cube, widen, shift)
+    residual, use = residuals(pairs, foot, pairs.pictures, WHOLE if enough else PART)
+    if not use.any() or not (enough or first.discrepancy_sd.any()):
+        return None
     variety = _variety(ground, foot)
     seen = use.any(axis=(0, 1))
     average = np.maximum(variety[:, seen].mean(axis=1), LEAST_VARIETY)
@@ -307,7 +238,8 @@ def _learn(coarse: Sequence[Observation], ground: _Ground, cube: Cube) -> Learne
         use = np.broadcast_to(use.min(axis=1, keepdims=True), use.shape)
     residual = np.einsum("cb,nbhw->nchw", turn, residual)
     bias, offset, total, lasting, days = errors(
-        residual, use, scale, pairs.days, turn**2 @ np.asarray(first.offset_sd, np.float64) ** 2, first.discrepancy_days
+        residual, use, scale, pairs.days, turn**2 @ np.asarray(first.offset_sd, np.float64) ** 2,
+        np.full(len(average), float(np.mean(first.discrepancy_sd**2))), first.discrepancy_days,
     )
     unit = np.sqrt(lasting.mean() / np.maximum(lasting, 1e-4 * lasting.mean() + 1e-12))
     white = np.sqrt(np.maximum(total - lasting, 0.0))
@@ -315,10 +247,6 @@ def _learn(coarse: Sequence[Observation], ground: _Ground, cube: Cube) -> Learne
         first.sensor, widen, shift, unit[:, None] * turn, unit * bias, unit * offset, unit * white, unit * np.sqrt(lasting),
         days, len(pairs.coarse), float(use.sum()), average, share,
     )
-
-
-def _footprint(obs: Observation, cube: Cube, widen: float, shift: tuple[float, float] = (0.0, 0.0)) -> Footprint:
-    return footprint(obs.geobox, obs.psf, cube.grid, view=obs.view, widen=widen, shift=shift)
 
 
 def _with(obs: Observation, learned: Learned, foot: Footprint, scale: Array) -> Observation:
