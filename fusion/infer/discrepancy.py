@@ -19,6 +19,8 @@ PRIOR_LOOKS = 2.0
 """the stated facts weigh as much as two looks"""
 PRIOR_VALUES = 6.0
 """... and the stated discrepancy as six values of cells"""
+TINY = 1e-12
+"""least variance, reflectance squared"""
 
 TOGETHER = 0.6
 """of the variance of what a look gets wrong anew, what classes get wrong together (fusion/DESIGN.md)"""
@@ -101,7 +103,7 @@ def errors(
     """(bias, offset sd, discrepancy variance, its lasting part, each (B,), and the days that it lasts).
 
     residual: (n, B, H, W). scale: (H, W) relative variance of each cell. days: (n,). stated: (B,) variance of the offsets, and of the
-    discrepancy. length: stated days.
+    discrepancy, which counts as PRIOR_VALUES values by the mean of logarithms: some pseudo-bands err a tenth of it. length: stated days.
     """
     off, level = centred(residual, use / scale)
     seen = (use.sum(axis=(2, 3)) > 0).astype(float)
@@ -111,7 +113,9 @@ def errors(
     offset = np.sqrt((PRIOR_LOOKS * stated + scatter) / (PRIOR_LOOKS + looks))
     off = off / np.sqrt(scale)
     free = np.maximum(use.sum(axis=(0, 2, 3)) - looks, 0)
-    total = (PRIOR_VALUES * stated_discrepancy + (off**2).sum(axis=(0, 2, 3))) / (PRIOR_VALUES + free)
+    found = np.maximum((off**2).sum(axis=(0, 2, 3)) / np.maximum(free, 1), TINY)
+    belief = PRIOR_VALUES / (PRIOR_VALUES + free)
+    total = stated_discrepancy**belief * found ** (1 - belief)
     lasting, lag = _persistence(off, use, days, total, length)
     return bias, offset, total, lasting, lag
 

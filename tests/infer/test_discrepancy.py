@@ -37,9 +37,25 @@ def test_cells_are_alike_on_average_and_errors_keep_their_size() -> None:
     scale = uneven(0.9, variety)
     assert scale.mean() == pytest.approx(1.0)
     assert scale.min() >= 0.1
-    _, offset, total, _, _ = errors(residual, use, scale, np.arange(LOOKS) * 16.0, np.full(BANDS, 0.01**2), 10.0)
+    stated = np.full(BANDS, 0.01**2)
+    _, offset, total, _, _ = errors(residual, use, scale, np.arange(LOOKS) * 16.0, stated, np.full(BANDS, 0.05**2), 10.0)
     np.testing.assert_allclose(np.sqrt(total), [0.01, 0.02, 0.005], rtol=0.1)
     assert ((offset > 0.004) & (offset < 0.02)).all()
+
+
+def test_a_cell_a_look_leaves_the_stated_discrepancy_and_few_move_it_by_their_number() -> None:
+    """With one cell all that differs from look to look is the look's offset. With two, errors of .002 for the stated .02: variance
+    (.02^2)^w (.002^2)^(1 - w), w = 6 / (6 + looks)."""
+    days, stated = np.arange(LOOKS) * 16.0, np.full(1, 0.02**2)
+    one = np.random.default_rng(0).normal(0.03, 0.004, (LOOKS, 1, 1, 1))
+    bias, _, total, lasting, _ = errors(one, np.ones_like(one), np.ones((1, 1)), days, np.full(1, 0.005**2), stated, 10.0)
+    np.testing.assert_allclose(total, stated)
+    assert 0 < lasting[0] < total[0]
+    assert bias[0] == pytest.approx(0.03, abs=0.004)
+    two = one + np.array([-0.002, 0.002]) / np.sqrt(2)
+    _, _, total, _, _ = errors(two, np.ones_like(two), np.ones((1, 2)), days, np.full(1, 0.005**2), stated, 10.0)
+    weight = 6 / (6 + LOOKS)
+    np.testing.assert_allclose(total, 0.02 ** (2 * weight) * 0.002 ** (2 - 2 * weight), rtol=1e-6)
 
 
 def test_a_look_is_centred_by_what_is_sure() -> None:
