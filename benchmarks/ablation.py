@@ -80,7 +80,7 @@ ROWS = (
 def calibration(kind: str) -> Iterator[None]:
     """Calibration with one of its steps left out."""
     if kind == "psf":
-        with patch.object(empirical, "_place", lambda pairs, cube, cell: (1.0, (0.0, 0.0))):
+        with patch.object(empirical, "registered", lambda pairs, cube, cell: (1.0, (0.0, 0.0))):
             yield
     elif kind == "bands":
         with patch.object(empirical, "rotation", lambda residual, use, scale, least: np.eye(residual.shape[1])):
