@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import date
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +116,22 @@ def forecasts(pair: Pair) -> Iterator[Case]:
             yield Case(upto, f"{pair.name} {'last image' if first else 'next'}", tuple(range(first, target)), target)
 
 
-def cut(case: Case, cells: tuple[int, int]) -> Case:
-    """The same case on its upper left corner, so many coarse cells down and across."""
-    pair, (down, across) = case.pair, cells
-    fine = pair.fine[..., : down * pair.ratio, : across * pair.ratio]
-    return replace(case, pair=replace(pair, fine=fine, coarse=pair.coarse[..., :down, :across]))
+def cut(case: Case, cells: tuple[int, int], first: tuple[int, int] = (0, 0)) -> Case:
+    """The same case on so many coarse cells down and across from the first one, by default the upper left corner."""
+    pair = case.pair
+    rows, cols = (slice(f, f + n) for f, n in zip(first, cells, strict=True))
+    tall, wide = (slice(s.start * pair.ratio, s.stop * pair.ratio) for s in (rows, cols))
+    return replace(case, pair=replace(pair, fine=pair.fine[..., tall, wide], coarse=pair.coarse[..., rows, cols]))
+
+
+def small(pair: Pair, cells: int, places: int) -> Iterator[Case]:
+    """The protocols at some places of the file, squares of so many coarse cells (the same at every call); of long series every fourth date."""
+    rng = np.random.default_rng(0)
+    down, across = (n - cells + 1 for n in pair.coarse.shape[2:])
+    firsts = [(int(rng.integers(down)), int(rng.integers(across))) for _ in range(places)]
+    for protocol, members in groupby(cases(pair), key=lambda case: case.protocol):
+        for case in list(members)[:: 4 if len(pair.fine) > 6 else 1]:
+            yield from (replace(cut(case, (cells, cells), first), protocol=f"{protocol}, {cells} x {cells} cells") for first in firsts)
 
 
 def sensors(pair: Pair) -> tuple[Sensor, Sensor]:

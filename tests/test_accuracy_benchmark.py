@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 from benchmarks.accuracy import SETTING, fused, score
 from benchmarks.limits import best, explained, left, parts
-from benchmarks.pairs import Case, Pair, cases, cut, forecasts, observations, read
+from benchmarks.pairs import Case, Pair, cases, cut, forecasts, observations, read, small
 from benchmarks.peers.naive import predictions
 from fusion.infer.empirical import calibrated
 
@@ -127,16 +127,28 @@ def test_a_sensor_that_states_no_discrepancy_is_given_none() -> None:
         assert not new.discrepancy_sd.any()
 
 
-def small(bias: float, seed: int) -> Case:
+def place(bias: float, seed: int) -> Case:
     """A world of 3 x 3 cells, of which one lies nine tenths inside the grid: too few to register by."""
     pair = world(3.0, (0, 0), bias, 0.003, seed)
-    return cut(Case(replace(pair, fine=pair.fine[..., 40:, 40:], coarse=pair.coarse[..., 5:, 5:]), "cia", (0, 2), 1), (3, 3))
+    return cut(Case(pair, "cia", (0, 2), 1), (3, 3), (5, 5))
+
+
+def test_small_places_are_cut_on_whole_cells() -> None:
+    pair = world(0.0, (0, 0), 0.02, 0.0)
+    found = list(small(pair, 3, 6))
+    assert len(found) == 6 * len(list(cases(pair)))
+    for case in found:
+        assert case.protocol == "cia, 3 x 3 cells"
+        assert case.truth.shape == (1, 3 * RATIO, 3 * RATIO)
+        cells = case.pair.fine.reshape(3, 1, 3, RATIO, 3, RATIO).mean(axis=(3, 5))
+        np.testing.assert_allclose(case.pair.coarse, cells + 0.02)
+    assert len({case.truth.tobytes() for case in found}) > 1
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_few_cells_tell_a_bias_and_nothing_of_width_and_place(seed: int) -> None:
     """The mean of two looks' 9 cells each is off by what cells err by (.01, of what lies outside) and by a look's shrinkage."""
-    looks, cube = observations(small(0.03, seed))
+    looks, cube = observations(place(0.03, seed))
     _, (learned,) = calibrated(looks, cube)
     assert (learned.widen, learned.shift) == (1.0, (0.0, 0.0))
     assert learned.bias[0] == pytest.approx(0.03, abs=0.008)
@@ -147,7 +159,7 @@ def test_a_small_place_is_not_moved_by_a_bias() -> None:
     """The same ground with and without a bias of .03 that lasts, six times the stated offset of a look."""
     found = []
     for bias in (0.0, 0.03):
-        case = small(bias, 0)
+        case = place(bias, 0)
         mean, sd, _ = fused(case, "gaussian", SETTING)
         found.append(mean)
         error = mean - case.truth
