@@ -98,19 +98,21 @@ def rotation(residual: Array, use: Array, scale: Array, least: int) -> Array:
 
 
 def errors(
-    residual: Array, use: Array, scale: Array, days: Array, stated: Array, stated_discrepancy: Array, length: float
+    residual: Array, use: Array, scale: Array, days: Array, pictures: NDArray[np.integer], stated: Array, stated_discrepancy: Array, length: float
 ) -> tuple[Array, Array, Array, Array, float]:
     """(bias, offset sd, discrepancy variance, its lasting part, each (B,), and the days that it lasts).
 
-    residual: (n, B, H, W). scale: (H, W) relative variance of each cell. days: (n,). stated: (B,) variance of the offsets, and of the
-    discrepancy, which counts as PRIOR_VALUES values by the mean of logarithms: some pseudo-bands err a tenth of it. length: stated days.
+    residual: (n, B, H, W). scale: (H, W) relative variance of each cell. days, pictures: (n,), which picture each look is compared with: those
+    of one have its own offset in common, and count as one look. stated: (B,) variance of the offsets, and of the discrepancy, which counts as
+    PRIOR_VALUES values, by logarithms, as some pseudo-bands err a tenth of it. length: stated days.
     """
     off, level = centred(residual, use / scale)
     seen = (use.sum(axis=(2, 3)) > 0).astype(float)
     looks = seen.sum(axis=0)
-    bias = (level * seen).sum(axis=0) / (looks + 0.25)
-    scatter = ((level - bias) ** 2 * seen).sum(axis=0)
-    offset = np.sqrt((PRIOR_LOOKS * stated + scatter) / (PRIOR_LOOKS + looks))
+    own = seen / np.maximum((pictures[:, None] == pictures) @ seen, 1)
+    bias = (level * own).sum(axis=0) / (own.sum(axis=0) + 0.25)
+    scatter = ((level - bias) ** 2 * own).sum(axis=0)
+    offset = np.sqrt((PRIOR_LOOKS * stated + scatter) / (PRIOR_LOOKS + own.sum(axis=0)))
     off = off / np.sqrt(scale)
     free = np.maximum(use.sum(axis=(0, 2, 3)) - looks, 0)
     found = np.maximum((off**2).sum(axis=(0, 2, 3)) / np.maximum(free, 1), TINY)

@@ -182,9 +182,9 @@ def _pictures(coarse: Sequence[Observation], ground: _Ground, cube: Cube) -> Pai
     used = [i for i in np.argsort(days, kind="stable") if np.abs(ground.times - days[i]).min() <= NEAR_DAYS]
     used = [used[i] for i in np.unique(np.linspace(0, len(used) - 1, LOOKS).round().astype(int))] if len(used) > LOOKS else used
     planes = [ground.at(np.asarray(coarse[i].layer.tau, np.float64), cube.calendar.days) for i in used]
-    masks = [ground.clear[int(np.abs(ground.times - days[i]).argmin())] for i in used]
+    nearest = np.array([np.abs(ground.times - days[i]).argmin() for i in used], int)
     empty = np.zeros((0, *ground.planes.shape[1:]))
-    return Pairs([coarse[i] for i in used], np.stack(planes) if used else empty, np.array(masks), days[used])
+    return Pairs([coarse[i] for i in used], np.stack(planes) if used else empty, ground.clear[nearest], days[used], nearest)
 
 
 def _backwards(fine: Observation, coarse: Observation, cube: Cube) -> tuple[Array, Array]:
@@ -238,7 +238,7 @@ def _learn(coarse: Sequence[Observation], ground: _Ground, cube: Cube) -> Learne
         use = np.broadcast_to(use.min(axis=1, keepdims=True), use.shape)
     residual = np.einsum("cb,nbhw->nchw", turn, residual)
     bias, offset, total, lasting, days = errors(
-        residual, use, scale, pairs.days, turn**2 @ np.asarray(first.offset_sd, np.float64) ** 2,
+        residual, use, scale, pairs.days, pairs.nearest, turn**2 @ np.asarray(first.offset_sd, np.float64) ** 2,
         np.full(len(average), float(np.mean(first.discrepancy_sd**2))), first.discrepancy_days,
     )
     unit = np.sqrt(lasting.mean() / np.maximum(lasting, 1e-4 * lasting.mean() + 1e-12))

@@ -43,6 +43,8 @@ class Pairs:
     """(n, Y, X) 1 where the nearest fine look is clear"""
     days: Array
     """(n,)"""
+    nearest: NDArray[np.integer]
+    """(n,) which fine look is nearest in time"""
 
 
 def residuals(pairs: Pairs, foot: Footprint, pictures: NDArray[np.floating], least: float = WHOLE) -> tuple[Array, Array]:
