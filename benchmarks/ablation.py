@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.accuracy import DRAWS, SETTING, Score, predicted, score
-from benchmarks.pairs import Case, Pair, cases, observations, read
+from benchmarks.pairs import Case, cases, cut, observations, read
 from benchmarks.peers import naive
 from fusion.infer import empirical
 from fusion.infer.engine import settle, with_moments
@@ -92,16 +92,11 @@ def calibration(kind: str) -> Iterator[None]:
         yield
 
 
-def cut(pair: Pair, window: int) -> Pair:
-    """The middle of the pair, at most `window` fine pixels wide and high, on whole coarse cells."""
-    cells = window // pair.ratio
-    fine, coarse = [], []
-    for size in pair.coarse.shape[2:]:
-        first = max(0, (size - cells) // 2)
-        last = min(size, first + cells)
-        coarse.append(slice(first, last))
-        fine.append(slice(first * pair.ratio, last * pair.ratio))
-    return replace(pair, fine=pair.fine[:, :, fine[0], fine[1]], coarse=pair.coarse[:, :, coarse[0], coarse[1]])
+def middle(case: Case, window: int) -> Case:
+    """The case on the middle of its images, at most `window` fine pixels wide and high, on whole coarse cells."""
+    sizes = case.pair.coarse.shape[2:]
+    down, across = (min(size, window // case.pair.ratio) for size in sizes)
+    return cut(case, (down, across), ((sizes[0] - down) // 2, (sizes[1] - across) // 2))
 
 
 def posed(case: Case, row: Row) -> tuple[Problem, Any]:
@@ -133,8 +128,8 @@ def chosen(data: Path, names: list[str], window: int) -> Iterator[tuple[str, Cas
     files = {"cia": "cia_west", "loo": "salton_north", "gap5": "salton_north", "boreas": "boreas_west"}
     for name in names:
         protocol, number = name.split(":")
-        pair = cut(read(data, files[protocol]), window)
-        yield name, [c for c in cases(pair) if c.protocol == protocol][int(number)]
+        found = [c for c in cases(read(data, files[protocol])) if c.protocol == protocol]
+        yield name, middle(found[int(number)], window)
 
 
 def main() -> None:

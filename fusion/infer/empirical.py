@@ -108,7 +108,7 @@ def calibrated(
     """The observations with what their coarse sensors' data say of themselves, and a record of it, one per coarse raster.
 
     known: what was learned elsewhere (`pooled`), which then holds here; None = learned from these observations. Sensors are left as they
-    are where no fine look is near in time, or too few cells are clear. The fine looks never change.
+    are where no fine look is near in time, or no cell is clear. The fine looks never change.
     """
     fine = [o for o in observations if not o.layer.footprint.coarse and (o.precision > 0).mean() > 0.2]
     groups: dict[tuple[str, int], list[int]] = {}
@@ -215,17 +215,20 @@ def _learn(coarse: Sequence[Observation], ground: _Ground, cube: Cube) -> Learne
     if not pairs.coarse:
         return None
     first = pairs.coarse[0]
+    stated = bool(first.discrepancy_sd.any())
     enough = residuals(pairs, first.layer.footprint, pairs.pictures)[1][:, 0].sum() >= CELLS
+    if not (enough or stated):
+        return None
     cell = float(np.sqrt(abs(first.geobox.transform.determinant)))
     widen, shift = registered(pairs, cube, cell) if enough else (1.0, (0.0, 0.0))
     foot = seen_through(first, cube, widen, shift)
     residual, use = residuals(pairs, foot, pairs.pictures, WHOLE if enough else PART)
-    if not use.any() or not (enough or first.discrepancy_sd.any()):
+    if not use.any():
         return None
     variety = _variety(ground, foot)
     seen = use.any(axis=(0, 1))
     average = np.maximum(variety[:, seen].mean(axis=1), LEAST_VARIETY)
-    if not first.discrepancy_sd.any():
+    if not stated:
         none = np.zeros(len(average))
         return Learned(
             first.sensor, widen, shift, np.eye(len(none)), bias=none, offset_sd=np.asarray(first.offset_sd, np.float64), white_sd=none,
