@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +20,21 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from affine import Affine
 from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
 
+from fusion.cube.calendar import DAY
 from fusion.infer import gaussian
-from fusion.infer.looks import stack
+from fusion.infer.looks import Looks, stack
+from fusion.observe.layer import Layer
+from fusion.observe.observation import Observation
 from fusion.observe.operator import Separable
+from fusion.observe.psf import PSF
 from fusion.process.hierarchy import Hierarchy, Hyper, build
 
-SIDE, STEPS, RANK, SIGMA = 40, 12, 2, 0.03
+SIDE, STEPS, EVERY, RANK, SIGMA = 40, 12, 16, 2, 0.03
+FIRST, SHARP, PIXEL = np.datetime64("2024-01-01", "us"), PSF("gaussian", 0.0, geolocation=0.0), 10.0
 COLOURS = {"no pooling": "#c0643c", "complete pooling": "#6b7785", "partial pooling": "#155b73"}
 
 
@@ -48,16 +54,16 @@ def beliefs(theta: Hyper) -> dict[str, Hyper]:
     return {"no pooling": lonely, "complete pooling": theta.replace(sd=crowd), "partial pooling": theta}
 
 
-def world(seed: int) -> tuple[Hierarchy, Hyper, NDArray[np.float64], NDArray[np.bool_], tuple]:
+def world(seed: int, side: int = SIDE) -> tuple[Hierarchy, Hyper, NDArray[np.float64], NDArray[np.bool_], tuple[Looks, ...]]:
     """(hierarchy, theta, truth (T, K, Y, X), seen (T, Y, X), looks): pixels have from none to almost all times clear."""
     rng = np.random.default_rng(seed)
-    shape = (SIDE, SIDE)
-    labels = np.arange(SIDE)[:, None] // 5 * (SIDE // 5) + np.arange(SIDE)[None] // 5
+    shape = (side, side)
+    labels = np.arange(side)[:, None] // 5 * (side // 5) + np.arange(side)[None] // 5
     kind = rng.integers(0, 4, labels.max() + 1)[labels]
     memberships = (kind[None] == np.arange(4)[:, None, None]).astype(float)
     colour = np.array([[1.0, 0.3], [0.7, -0.6], [1.1, 0.8]])
     hierarchy = build(
-        np.arange(STEPS) * 16.0, 0.1**2 * np.diag([1.0, 0.5]), colour, memberships, labels, spacing=10.0,
+        np.arange(STEPS) * float(EVERY), 0.1**2 * np.diag([1.0, 0.5]), colour, memberships, labels, spacing=10.0,
         ranks=dict.fromkeys(("class", "object", "place", "pixel"), STEPS),
     )
     theta = Hyper.default(RANK, ("fine",))
@@ -68,23 +74,24 @@ def world(seed: int) -> tuple[Hierarchy, Hyper, NDArray[np.float64], NDArray[np.
     truth = np.asarray(hierarchy.field(*hierarchy.coefficients(white, hierarchy.factors(theta))), np.float64)
     seen = rng.random((STEPS, *shape)) < rng.beta(0.7, 1.5, shape)
     ones = jnp.ones(shape)
-    footprint = Separable(ones, shape, shape, ones, jnp.eye(SIDE), jnp.eye(SIDE))
-    looks = []
+    footprint = Separable(ones, shape, shape, ones, jnp.eye(side), jnp.eye(side))
+    geobox = GeoBox(shape, Affine.scale(PIXEL, -PIXEL), "EPSG:32633")
+    looks, none = [], np.zeros(3, np.float32)
     for t in range(STEPS):
         precision = np.broadcast_to(np.where(seen[t], SIGMA**-2, 0.0), (3, *shape)).astype(np.float32)
         data = np.einsum("bk,kyx->byx", colour, truth[t]) + SIGMA * rng.normal(size=(3, *shape))
-        looks.append(SimpleNamespace(
-            sensor="fine", scene_id=f"fine-{t}", data=np.where(precision > 0, data, 0).astype(np.float32), precision=precision,
-            layer=SimpleNamespace(footprint=footprint, colour=colour, mean=np.full(3, 0.2), tau=np.eye(STEPS)[t]),
-            offset_sd=np.full(3, 1e-4), gain_sd=np.zeros(3), residual_var=np.zeros(3), discrepancy_sd=0.0, discrepancy_days=1.0,
-            when=16.0 * t,
+        layer = Layer.of(footprint, colour, np.full(3, 0.2), np.eye(STEPS)[t])
+        looks.append(Observation(
+            "fine", f"fine-{t}", ("1", "2", "3"), np.where(precision > 0, data, 0).astype(np.float32), precision, layer,
+            offset_sd=np.full(3, 1e-4, np.float32), gain_sd=none, residual_var=none, discrepancy_sd=np.zeros(shape, np.float32),
+            discrepancy_days=1.0, when=FIRST + t * EVERY * DAY, geobox=geobox, psf=SHARP, view=None, simulated=True,
         ))
-    return hierarchy, theta, truth, seen, stack(looks, hierarchy, ("fine",), lambda when: when)
+    return hierarchy, theta, truth, seen, stack(looks, hierarchy, ("fine",), lambda when: float((when - FIRST) / DAY))
 
 
-def errors(seed: int) -> tuple[NDArray[np.int_], dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]]:
+def errors(seed: int, side: int = SIDE) -> tuple[NDArray[np.int_], dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]]:
     """(looks (N,), belief -> (error (N,), claimed sd (N,))) of the first component at every unseen time of every pixel."""
-    hierarchy, theta, truth, seen, series = world(seed)
+    hierarchy, theta, truth, seen, series = world(seed, side)
     hidden = ~seen
     count = np.broadcast_to(seen.sum(0), seen.shape)[hidden]
     out = {}
