@@ -46,8 +46,8 @@ def temporal(hierarchy: Hierarchy, hyper: Hyper) -> Dates:
     """How the levels hang together in time: once for all batches, since the kernels are slow to compile."""
     width, cores = hierarchy.temporal.shape[1], []
     for name, rank in hierarchy.ranks:
-        basis = hierarchy.temporal[:, :rank]
-        cores.append(jnp.pad(basis.T @ hierarchy.covariance(hyper, name) @ basis, (0, width - rank)))
+        at = hierarchy.knots[name]
+        cores.append(jnp.pad(at @ hierarchy.covariance(hyper, name) @ at.T, (0, width - rank)))
     return hierarchy.covariance(hyper, "scene"), jnp.stack(cores)
 
 

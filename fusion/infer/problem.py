@@ -95,7 +95,7 @@ def pose(
             cube.calendar.days, landscape.prior, landscape.colour, kinds, cover.segments(seen, segment, origin),
             origin=origin, spacing=spacing or landscape.spacing, ranks=ranks, empirical=landscape.empirical,
             liveliness=cover.liveliness(kinds, planes), capacity=int(np.prod([n // segment + 2 for n in cube.grid.shape])),
-            sudden=sudden,
+            sudden=sudden, looked=sorted({time for _, _, time in landscape.keys} - {ALWAYS}),
         )
 
     hierarchy, sensors = arranged(landscape.cover), tuple(sorted({o.sensor for o in useful}))

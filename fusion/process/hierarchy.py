@@ -7,14 +7,14 @@
 
 A_l: soft land-cover memberships, segments, a smooth field at about the scale of a coarse cell, the identity.
 a: liveliness, known beforehand, rms 1 over the ground: fields that are flooded and cut deviate more than dry hills (`landscape.Cover`).
-L_l L_l^T is the level's temporal covariance (`kernels.mixture`) seen in the span of Psi.  Every level is a zero-mean deviation from the
-ones above it: partial pooling, with one variance per level and component, so that a pixel with few looks borrows from its
-object, class, place and scene, and one with many is left alone.
+L_l L_l^T is the level's temporal covariance (`kernels.mixture`) at its knots, in the functions Psi that go through them (`courses`).
+Every level is a zero-mean deviation from the ones above it: partial pooling, with one variance per level and component, so that a
+pixel with few looks borrows from its object, class, place and scene, and one with many is left alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -26,12 +26,11 @@ from jax.tree_util import register_dataclass
 from numpy.typing import NDArray
 
 from fusion.process import kernels
+from fusion.process.courses import functions, temporal_functions
 from fusion.process.space import Objects, Pixels, Smooth, Weights
 
 LEVELS = ("scene", "class", "object", "place", "pixel")
 PARTS = ("static", "annual", "slow", "rough")
-RANKS = {"class": 6, "object": 8, "place": 6, "pixel": 8}
-"""temporal functions per level: individuals deviate smoothly, populations carry the sharp dynamics"""
 REACH = 3.0
 """no hyperparameter moves further than this many prior standard deviations (in log) from its median"""
 
@@ -163,6 +162,8 @@ class Hierarchy:
     """(K, K) M"""
     temporal: Array
     """(T, R) Psi, orthonormal columns"""
+    knots: dict[str, Array]
+    """level -> (R_l, T): from a course to the coefficients in Psi of what agrees with it at the level's knots"""
     empirical: Array
     """(T, T) temporal covariance that the data show, unit mean diagonal (the anchor where nothing was learned)"""
     spaces: dict[str, Any]
@@ -190,7 +191,7 @@ class Hierarchy:
         return {"scene": (rank, steps), **{name: (rank, width, self.spaces[name].size) for name, width in self.ranks}}
 
     def covariance(self, hyper: Hyper, level: str) -> Array:
-        """(T, T) `level_covariance` of this tile's times (before it is seen in the span of Psi)."""
+        """(T, T) `level_covariance` of this tile's times (before only its knots are kept)."""
         return level_covariance(self.days, hyper, level, self.empirical)
 
     def factors(self, hyper: Hyper) -> Factors:
@@ -201,9 +202,8 @@ class Hierarchy:
             return sd[:, None, None] * jnp.linalg.cholesky(matrix + jitter * jnp.eye(matrix.shape[0]))[None]
 
         inside = {}
-        for name, width in self.ranks:
-            basis = self.temporal[:, :width]
-            inside[name] = root(basis.T @ self.covariance(hyper, name) @ basis, hyper.sd[LEVELS.index(name)])
+        for name, at in self.knots.items():
+            inside[name] = root(at @ self.covariance(hyper, name) @ at.T, hyper.sd[LEVELS.index(name)])
         return Factors(root(self.covariance(hyper, "scene"), hyper.sd[0]), inside)
 
     def coefficients(self, white: Mapping[str, Array], factors: Factors) -> tuple[Array, Array]:
@@ -281,20 +281,11 @@ def canonical_mixing(prior: NDArray[np.floating], colour: NDArray[np.floating]) 
     return mixing.astype(np.float32)
 
 
-def temporal_functions(times: int, ranks: Mapping[str, int] | None = None) -> dict[str, int]:
-    """level -> R_l, default RANKS: never more than there are times, and pixels have as many as any other level.
-
-    Whatever can change in a class or a segment can change in a pixel (how much, its variance says), and the solver eliminates pixels first.
-    """
-    out = {name: min({**RANKS, **(ranks or {})}[name], times) for name in LEVELS[1:]}
-    return {**out, "pixel": max(out.values())}
-
-
 def build(
     days: NDArray[np.floating], prior: NDArray[np.floating], colour: NDArray[np.floating], memberships: NDArray[np.floating],
     labels: NDArray[np.integer], *, origin: tuple[int, int] = (0, 0), spacing: float = 16.0, ranks: Mapping[str, int] | None = None,
     empirical: NDArray[np.floating] | None = None, liveliness: NDArray[np.floating] | None = None, capacity: int = 0,
-    sudden: float = 0.0,
+    sudden: float = 0.0, looked: Sequence[int] = (),
 ) -> Hierarchy:
     """The hierarchy of one tile.
 
@@ -302,16 +293,15 @@ def build(
     origin: global (row, column) of the first pixel. spacing: pixels between nodes of the place level (about one coarse cell).
     ranks: number of temporal functions per level, as `temporal_functions` has them. empirical: (T, T) learned temporal covariance.
     liveliness: (Y, X), default 1. capacity: objects to make room for. sudden: share of changes that come at one moment.
+    looked: the times when fine looks saw the ground, which knots are taken from first.
     """
     shape = labels.shape
     days = np.asarray(days, np.float32)
     medians = Hyper.default(1, ())
     anchor = np.mean([level_covariance(days, medians, level) for level in LEVELS[1:]], axis=0)
     learned = np.asarray(anchor if empirical is None else empirical, np.float32)
-    _, vectors = np.linalg.eigh(0.5 * anchor.astype(np.float64) + 0.5 * learned)
     widths = temporal_functions(days.size, ranks)
-    vectors = vectors[:, ::-1][:, : widths["pixel"]]
-    vectors = vectors * np.where(vectors.sum(0) < 0, -1.0, 1.0)
+    psi, knots = functions(0.5 * anchor.astype(np.float64) + 0.5 * learned, widths, looked)
     spaces = {
         "class": Weights(jnp.asarray(memberships, jnp.float32)),
         "object": Objects.from_label(labels, capacity),
@@ -319,7 +309,8 @@ def build(
         "pixel": Pixels(jnp.zeros(shape, jnp.float32)),
     }
     return Hierarchy(
-        jnp.asarray(days), jnp.asarray(canonical_mixing(prior, colour)), jnp.asarray(vectors, jnp.float32), jnp.asarray(learned),
+        jnp.asarray(days), jnp.asarray(canonical_mixing(prior, colour)), jnp.asarray(psi, jnp.float32),
+        {name: jnp.asarray(a, jnp.float32) for name, a in knots.items()}, jnp.asarray(learned),
         spaces, jnp.ones(shape) if liveliness is None else jnp.asarray(liveliness, jnp.float32),
         jnp.asarray(origin[0] + np.arange(shape[0]), jnp.int32), jnp.asarray(origin[1] + np.arange(shape[1]), jnp.int32),
         jnp.asarray(sudden, jnp.float32), tuple(widths.items()),

@@ -27,7 +27,7 @@ from fusion.cube.cube import Cube
 from fusion.cube.grid import Grid, Tile, halo_for
 from fusion.errors import JobError
 from fusion.observe.sensor import Sensor, sensor
-from fusion.process.hierarchy import temporal_functions
+from fusion.process.courses import temporal_functions
 from fusion.service.blend import LEAST_HALO, widest
 from fusion.service.catalog import Found
 from fusion.service.cluster import Workers, workers_of

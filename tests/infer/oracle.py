@@ -118,7 +118,8 @@ class World:
             if name != "scene":
                 space[name] = space[name] * alive
                 part = psi[:, : ranks[name]]
-                c = part @ part.T @ c @ part @ part.T
+                at = np.flatnonzero(np.abs(np.asarray(self.hierarchy.knots[name])).any(0))  # a course is what its values there say
+                c = part @ np.linalg.inv(part[at]) @ c[np.ix_(at, at)] @ np.linalg.inv(part[at]).T @ part.T
             out[name] = (space[name].T @ space[name], c)
         return out
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusion.process.hierarchy import LEVELS, PRIOR, REACH, Hyper, canonical_mixing, keyed_normal, temporal_functions
+from fusion.process.courses import temporal_functions
+from fusion.process.hierarchy import LEVELS, PRIOR, REACH, Hyper, canonical_mixing, keyed_normal
 from fusion.process.landscape import Cover, soft_classes
 from fusion.process.space import Objects, Pixels, Smooth, Weights
 from tests.infer.oracle import K, T, X, Y, world

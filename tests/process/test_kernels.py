@@ -36,3 +36,18 @@ def test_empirical_shrinks_from_data_to_anchor() -> None:
     truth = np.diag([1.0, 2, 3, 2, 1]) / 1.8
     series = rng.multivariate_normal(np.zeros(5), truth, 20_000)
     np.testing.assert_allclose(kernels.empirical(series, np.ones_like(series), anchor), truth, atol=0.06)
+
+
+def test_a_date_that_nothing_saw_hangs_on_its_neighbours() -> None:
+    """Ground that greens at once and rests: between two dates that agree, one that nobody saw is no stranger."""
+    days = np.array([0.0, 8, 16, 24, 32, 40])
+    anchor = np.asarray(kernels.mixture(days, np.array([0.5, 0.3, 1.0, 0.01]), 20.0), np.float64)
+    series = np.random.default_rng(1).normal(size=(500, 1)) * np.array([0.1, 0.1, 1.0, 1.0, 1.0, 1.0])
+    seen = np.ones_like(series)
+    seen[:, 4] = 0
+    found = np.asarray(kernels.empirical(series, seen, anchor), np.float64)
+    others = [0, 1, 2, 3, 5]
+    weights = anchor[4, others] @ np.linalg.inv(anchor[np.ix_(others, others)])
+    np.testing.assert_allclose(found[4, others], weights @ found[np.ix_(others, others)], rtol=1e-4, atol=1e-4)
+    assert found[4, 3] / np.sqrt(found[4, 4] * found[3, 3]) > 0.9
+    assert np.linalg.eigvalsh(found).min() > 0
