@@ -44,10 +44,8 @@ Dates = tuple[Array, Array]
 
 def temporal(hierarchy: Hierarchy, hyper: Hyper) -> Dates:
     """How the levels hang together in time: once for all batches, since the kernels are slow to compile."""
-    width, cores = hierarchy.temporal.shape[1], []
-    for name, rank in hierarchy.ranks:
-        at = hierarchy.knots[name]
-        cores.append(jnp.pad(at @ hierarchy.covariance(hyper, name) @ at.T, (0, width - rank)))
+    width = hierarchy.temporal.shape[1]
+    cores = [jnp.pad(hierarchy.at_knots(hyper, name), (0, width - rank)) for name, rank in hierarchy.ranks]
     return hierarchy.covariance(hyper, "scene"), jnp.stack(cores)
 
 

@@ -194,6 +194,11 @@ class Hierarchy:
         """(T, T) `level_covariance` of this tile's times (before only its knots are kept)."""
         return level_covariance(self.days, hyper, level, self.empirical)
 
+    def at_knots(self, hyper: Hyper, level: str) -> Array:
+        """(R_l, R_l) the same of the coefficients of the level's functions."""
+        at = self.knots[level]
+        return at @ self.covariance(hyper, level) @ at.T
+
     def factors(self, hyper: Hyper) -> Factors:
         """The square-root factors of every level; differentiable in theta."""
 
@@ -201,9 +206,7 @@ class Hierarchy:
             jitter = 1e-5 * jnp.trace(matrix) / matrix.shape[0]
             return sd[:, None, None] * jnp.linalg.cholesky(matrix + jitter * jnp.eye(matrix.shape[0]))[None]
 
-        inside = {}
-        for name, at in self.knots.items():
-            inside[name] = root(at @ self.covariance(hyper, name) @ at.T, hyper.sd[LEVELS.index(name)])
+        inside = {name: root(self.at_knots(hyper, name), hyper.sd[LEVELS.index(name)]) for name, _ in self.ranks}
         return Factors(root(self.covariance(hyper, "scene"), hyper.sd[0]), inside)
 
     def coefficients(self, white: Mapping[str, Array], factors: Factors) -> tuple[Array, Array]:

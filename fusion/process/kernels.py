@@ -83,10 +83,11 @@ def empirical(series: NDArray[np.floating], weight: NDArray[np.floating], anchor
     square = float((y**2).sum() / max(seen.sum(), 1))
     if not square > 0:
         return np.asarray(anchor, dtype=np.float32)
-    masks, which = np.unique(seen, axis=0, return_inverse=True)
+    told = seen.any(axis=1)
+    masks, which = np.unique(seen[told], axis=0, return_inverse=True)
     total = strength * anchor
-    for i, mask in enumerate(masks[masks.any(1)], start=int(not masks[0].any())):  # the empty mask is the first in order
+    for i, mask in enumerate(masks):
         gain = np.linalg.solve(anchor[np.ix_(mask, mask)], anchor[mask]).T
-        mine = y[which.reshape(-1) == i][:, mask] @ gain.T
+        mine = y[told][which.reshape(-1) == i][:, mask] @ gain.T
         total = total + mine.T @ mine / square + len(mine) * (anchor - gain @ anchor[mask])
     return np.asarray(total / np.mean(np.diag(total)), dtype=np.float32)
