@@ -34,6 +34,7 @@ from fusion.cube.grid import Grid
 from fusion.cube.spectrum import SpectralBasis
 from fusion.infer import ENGINES, fit, gaussian
 from fusion.infer.problem import Problem, pose
+from fusion.infer.remainder import Remainder
 from fusion.observe.footprint import footprint
 from fusion.observe.geometry import window
 from fusion.observe.layer import Layer
@@ -119,9 +120,20 @@ def measure(problem: Problem, draws: int, repeat: int) -> dict[str, Any]:
     key, rows = jax.random.key(0), {}
     arguments = problem.hierarchy, problem.series, problem.hyper, key
     system, *rows["prepare"] = timed(lambda: gaussian.prepare(*arguments[:3], None), repeat)
-    found, *rows["mean + sd"] = timed(lambda: gaussian.posterior(*arguments), repeat)
+
+    def rest(white: Any, pairs: int = 0) -> list[Any]:
+        left = Remainder.of(*arguments[:2], problem.hyper, (None,) * len(problem.series), white)
+        return [left.mean, *(left.draw(problem.hierarchy, jax.random.fold_in(key, i)) for i in range(pairs))]
+
+    def field(pairs: int) -> gaussian.Field:
+        out = gaussian.posterior(*arguments, pairs=pairs)
+        rest(out.white, pairs)
+        return out
+
+    found, *rows["mean + sd"] = timed(lambda: field(0), repeat)
+    _, *rows["of these, the remainder"] = timed(lambda: rest(found.white), repeat)
     if draws:
-        _, *rows[f"mean + sd + {draws} draws"] = timed(lambda: gaussian.posterior(*arguments, pairs=draws // 2), 1)
+        _, *rows[f"mean + sd + {draws} draws"] = timed(lambda: field(draws // 2), 1)
     _, *rows["one product with Q"] = timed(lambda: _product(system, found.white), repeat)
     _, *rows["one preconditioning"] = timed(lambda: _precondition(system, found.white), repeat)
     return {

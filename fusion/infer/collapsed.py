@@ -30,7 +30,7 @@ from jax import Array
 from fusion.infer.blocks import invert, invert_lower
 from fusion.infer.looks import Looks
 from fusion.infer.probes import Probes
-from fusion.process.hierarchy import Hierarchy, Hyper
+from fusion.process.hierarchy import LEVELS, Hierarchy, Hyper
 
 LEAST, SHARPEST = 1e-4, 1e6
 """variance that is added to every value, and more than the 1 / LEAST that a precision then can be: a pivot that rounding made negative"""
@@ -38,28 +38,19 @@ INDEPENDENT = 0.2
 """share of the terms of the score that count as independent: its variance between the dates of Salton is 4 to 5 times its curvature"""
 
 
-Dates = tuple[Array, Array]
-"""(T, T) covariance between dates of the scene for unit sd, (4, R, R) of the coefficients of Psi of the other levels"""
+def temporal(hierarchy: Hierarchy, hyper: Hyper) -> Array:
+    """(5, T, T) how each level hangs together in time, whole courses: once for all batches, since the kernels are slow to compile."""
+    return jnp.stack([hierarchy.covariance(hyper, name) for name in LEVELS])
 
 
-def temporal(hierarchy: Hierarchy, hyper: Hyper) -> Dates:
-    """How the levels hang together in time: once for all batches, since the kernels are slow to compile."""
-    width = hierarchy.temporal.shape[1]
-    cores = [jnp.pad(hierarchy.at_knots(hyper, name), (0, width - rank)) for name, rank in hierarchy.ranks]
-    return hierarchy.covariance(hyper, "scene"), jnp.stack(cores)
-
-
-def between_looks(tau: Array, hierarchy: Hierarchy, dates: Dates) -> Array:
+def between_looks(tau: Array, dates: Array) -> Array:
     """(J, 5, n, n) covariance of each level between the looks of a probe, for unit sd.  tau: (J, n, T)."""
-    scene, cores = dates
-    inside = tau @ hierarchy.temporal
-    levels = jnp.einsum("jnlr,jmr->jlnm", jnp.einsum("jnq,lqr->jnlr", inside, cores), inside)
-    return jnp.concatenate([jnp.einsum("jnt,jmt->jnm", tau @ scene, tau)[:, None], levels], 1)
+    return jnp.einsum("jnlt,jmt->jlnm", jnp.einsum("jns,lst->jnlt", tau, dates), tau)
 
 
-def covariance(probes: Probes, hierarchy: Hierarchy, hyper: Hyper, dates: Dates) -> Array:
+def covariance(probes: Probes, hyper: Hyper, dates: Array) -> Array:
     """(J, K, n, n) the covariance S of every probe and channel.  dates: `temporal` of the same theta."""
-    between = between_looks(probes.tau, hierarchy, dates) * probes.gram
+    between = between_looks(probes.tau, dates) * probes.gram
     signal = _signal(probes.response, hyper.sd**2, between)
 
     def both(factor: Array) -> Array:
@@ -164,9 +155,9 @@ def _pull_left_out(saved: Any, change: Array) -> tuple[Array, Array, None, None]
 left_out.defvjp(_left_out, _pull_left_out)
 
 
-def terms(probes: Probes, hierarchy: Hierarchy, hyper: Hyper, dates: Dates) -> Array:
+def terms(probes: Probes, hyper: Hyper, dates: Array) -> Array:
     """(J, K) the score of every probe and channel; 0 where nothing is judged."""
-    spread, seen = covariance(probes, hierarchy, hyper, dates), jnp.swapaxes(probes.seen, 1, 2)
+    spread, seen = covariance(probes, hyper, dates), jnp.swapaxes(probes.seen, 1, 2)
     return left_out(spread, jnp.swapaxes(probes.value, 1, 2) * seen, probes.judged[:, None] * seen, jnp.swapaxes(probes.sudden, 1, 2))
 
 
@@ -177,7 +168,7 @@ def probed(white: Array, batches: tuple[Probes, ...], hierarchy: Hierarchy, sens
     """
     hyper = Hyper.from_white(white, hierarchy.mixing.shape[0], sensors)
     dates = temporal(hierarchy, hyper)
-    total = INDEPENDENT * jnp.asarray(sum(terms(batch, hierarchy, hyper, dates).sum() for batch in batches))
+    total = INDEPENDENT * jnp.asarray(sum(terms(batch, hyper, dates).sum() for batch in batches))
     return jnp.where(jnp.isfinite(total), total, -1e30)
 
 

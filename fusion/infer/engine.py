@@ -15,7 +15,9 @@ from fusion.infer import gaussian
 from fusion.infer.gaussian import Field, System
 from fusion.infer.posterior import Posterior, Status
 from fusion.infer.problem import Problem, pose
-from fusion.process.hierarchy import Hyper, keyed_normal
+from fusion.infer.remainder import Remainder
+from fusion.process.hierarchy import Hyper
+from fusion.process.keyed import keyed_normal
 from fusion.process.moment import Between, unseen
 
 MISFIT = 4.0
@@ -60,12 +62,16 @@ def settle(
         exact=exact_sd,
     )
     mean, sd, canonical = (np.array(a) for a in (found.mean, found.sd, found.canonical_var))
+    rest = None if hierarchy.complete else Remainder.of(hierarchy, problem.series, hyper, weights or (None,) * len(problem.series), found.white)
+    if rest:
+        mean, canonical = mean + _mixed(hierarchy, rest.mean), canonical + rest.variance
+        sd = np.sqrt(sd**2 + _mixed(hierarchy, rest.variance, square=True))
     bad = ~(np.isfinite(mean) & np.isfinite(sd))
     if bad.any():  # never a NaN in a store: what could not be solved is the prior, and the status says so
         prior = np.asarray(hierarchy.prior_sd(hyper))
         mean, sd = np.where(bad, 0.0, mean), np.where(bad, prior, sd)
         canonical = np.where(np.isfinite(canonical), canonical, 1.0)
-    fields = _draws(problem, hyper, found, mean, draws)
+    fields = _draws(problem, hyper, found, mean, draws, rest, jax.random.fold_in(key, 2**22))
     chi = _by_sensor(problem, np.asarray(found.chi_square))
     status, message = _status(problem, found, chi, int(bad.sum()), tolerance, max_iterations)
     diagnostics = {
@@ -111,13 +117,15 @@ def clipped(mean: Any, cube: Cube) -> float:
     return float(((spectrum < 0) | (spectrum > 1)).mean())
 
 
-def _draws(problem: Problem, hyper: Hyper, found: Field, mean: Any, draws: int) -> Any:
+def _draws(problem: Problem, hyper: Hyper, found: Field, mean: Any, draws: int, rest: Remainder | None, key: Any) -> Any:
     """(S, T, K, Y, X): mean + deviation and mean - deviation in turn."""
     out = np.empty((draws, *mean.shape), np.float32)
     factors = problem.hierarchy.factors(hyper)
     for i in range(-(-draws // 2)):
         white = jax.tree.map(lambda a, i=i: a[i], found.deviations)
         deviation = np.nan_to_num(np.asarray(_field(problem.hierarchy, white, factors)))
+        if rest:
+            deviation = deviation + _mixed(problem.hierarchy, rest.draw(problem.hierarchy, jax.random.fold_in(key, i)))
         out[2 * i] = mean + deviation
         if 2 * i + 1 < draws:
             out[2 * i + 1] = mean - deviation
@@ -125,6 +133,12 @@ def _draws(problem: Problem, hyper: Hyper, found: Field, mean: Any, draws: int) 
 
 
 _field = jax.jit(lambda hierarchy, white, factors: hierarchy.field(*hierarchy.coefficients(white, factors)))
+
+
+def _mixed(hierarchy: Any, x: Any, *, square: bool = False) -> Any:
+    """(T, K, Y, X) M x, or M^2 x of variances."""
+    mixing = np.asarray(hierarchy.mixing)
+    return np.einsum("jk,tkyx->tjyx", mixing**2 if square else mixing, x)
 
 
 def _by_sensor(problem: Problem, chi: Any) -> dict[str, float]:

@@ -27,7 +27,8 @@ from fusion.infer.eliminate import build
 from fusion.infer.looks import Looks
 from fusion.infer.noise import Noise
 from fusion.infer.precondition import Preconditioner, White
-from fusion.process.hierarchy import Factors, Hierarchy, Hyper, keyed_normal
+from fusion.process.hierarchy import Factors, Hierarchy, Hyper
+from fusion.process.keyed import keyed_normal
 from fusion.process.space import Objects, Smooth
 
 Weights = tuple[Array | None, ...]

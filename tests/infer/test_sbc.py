@@ -43,7 +43,7 @@ def test_probes_are_as_uncertain_as_their_covariance_says() -> None:
         curves.append(np.asarray(slope(u, batches, world.hierarchy)))
         for batch in batches:
             value = np.swapaxes(np.asarray(batch.value * batch.seen, np.float64), 1, 2)
-            spread = np.asarray(covariance(batch, world.hierarchy, world.hyper, temporal(world.hierarchy, world.hyper)), np.float64)
+            spread = np.asarray(covariance(batch, world.hyper, temporal(world.hierarchy, world.hyper)), np.float64)
             form = (value * np.linalg.solve(spread, value[..., None])[..., 0]).sum((1, 2))
             for i, name in enumerate(LEVELS):
                 mine = np.asarray(batch.scale) == i

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusion.process.courses import temporal_functions
-from fusion.process.hierarchy import LEVELS, PRIOR, REACH, Hyper, canonical_mixing, keyed_normal
+from fusion.process.hierarchy import LEVELS, PRIOR, REACH, Hyper, canonical_mixing
+from fusion.process.keyed import keyed_normal
 from fusion.process.landscape import Cover, soft_classes
 from fusion.process.space import Objects, Pixels, Smooth, Weights
 from tests.infer.oracle import K, T, X, Y, world
@@ -81,7 +82,9 @@ def test_mixing_factors_the_prior_and_separates_what_the_bands_see() -> None:
 
 def test_stated_prior_is_that_of_the_equation() -> None:
     w = world("empty")
-    dense = np.sqrt(np.diag(w.prior())).reshape(T, K, Y, X)
+    mixing, alive = (np.asarray(a, np.float64) for a in (w.hierarchy.mixing, w.hierarchy.liveliness))
+    left = np.einsum("jk,ktt,yx->tjyx", mixing**2, w.remainder(w.hyper), alive**2)
+    dense = np.sqrt(np.diag(w.prior()).reshape(T, K, Y, X) + left)
     np.testing.assert_allclose(w.hierarchy.prior_sd(w.hyper), dense, rtol=2e-3)
 
 
