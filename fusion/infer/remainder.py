@@ -32,8 +32,9 @@ from fusion.process.hierarchy import Hierarchy, Hyper
 from fusion.process.keyed import keyed_normal
 
 TOLERANCE = 0.1
-"""residual of conjugate gradients at their end, of the right-hand side"""
+"""residual of conjugate gradients at their end, of the right-hand side: with .03 errors on Salton are the same to 2e-5"""
 LIMIT = 60
+"""iterations; the reference tile needs 12"""
 
 
 @dataclass(frozen=True, eq=False)

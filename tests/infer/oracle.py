@@ -227,8 +227,11 @@ class World:
         return float(-0.5 * (y @ np.linalg.solve(total, y) + np.linalg.slogdet(total)[1] + len(y) * np.log(2 * np.pi)))
 
 
-def world(kind: str = "plain", seed: int = 0) -> World:
-    """plain: one fine sensor without blur + coarse boxes; also: blurred, coarse, fine, cloudy, empty, window."""
+def world(kind: str = "plain", seed: int = 0, *, complete: bool = False) -> World:
+    """plain: one fine sensor without blur + coarse boxes; also: blurred, coarse, fine, cloudy, empty, window.
+
+    complete: functions of time leave nothing out.
+    """
     rng = np.random.default_rng(seed)
     labels = np.arange(Y)[:, None] // 4 * 5 + np.arange(X)[None] // 2
     memberships = rng.dirichlet(np.ones(3), size=(Y, X)).transpose(2, 0, 1)
@@ -238,7 +241,8 @@ def world(kind: str = "plain", seed: int = 0) -> World:
     empirical /= np.trace(empirical) / T
     hierarchy = build(
         DAYS, root @ root.T, fine, memberships, labels, spacing=4.0, empirical=empirical, origin=(24, 31),
-        ranks={"class": 5, "object": 4, "place": 3, "pixel": 4}, liveliness=np.random.default_rng(seed + 99).uniform(0.5, 1.5, (Y, X)),
+        ranks=dict.fromkeys(LEVELS[1:], T) if complete else {"class": 5, "object": 4, "place": 3, "pixel": 4},
+        liveliness=np.random.default_rng(seed + 99).uniform(0.5, 1.5, (Y, X)),
     )
     observations: list[Any] = []
     if kind != "coarse" and kind != "empty":

@@ -30,8 +30,8 @@ def calm() -> oracle.World:
 
 
 def test_probes_are_as_uncertain_as_their_covariance_says() -> None:
-    """Over worlds drawn from the model, value^T S^-1 value averages the number of values, at every scale."""
-    world = oracle.world("cloudy")
+    """Over worlds drawn from the model, value^T S^-1 value averages the number of values, at every scale: whole courses, so nothing is left out."""
+    world = oracle.world("cloudy", complete=True)
     for obs in world.observations:
         obs.gain_sd[:] = 0
     u, draw = world.hyper.to_white(), small.simulator(world)
@@ -79,4 +79,4 @@ def test_ranks_of_the_field_are_uniform() -> None:
     z = np.concatenate(scores)
     assert 0.89 < np.sqrt(np.mean(z**2)) < 1.05  # the closed-form sd is up to a tenth too wide on a tile as small as this, and never too narrow
     assert abs(z.mean()) < 0.2
-    assert 0.87 < np.mean(abs(z) < 1.645) < 0.93
+    assert 0.87 < np.mean(abs(z) < 1.645) < 0.94  # an sd a tenth too wide holds .93, give or take a hundredth for 960 values
