@@ -64,8 +64,8 @@ def settle(
     mean, sd, canonical = (np.array(a) for a in (found.mean, found.sd, found.canonical_var))
     rest = None if hierarchy.complete else Remainder.of(hierarchy, problem.series, hyper, weights or (None,) * len(problem.series), found.white)
     if rest:
-        mean, canonical = mean + _mixed(hierarchy, rest.mean), canonical + rest.variance
-        sd = np.sqrt(sd**2 + _mixed(hierarchy, rest.variance, square=True))
+        mean, canonical = mean + _mixed(hierarchy.mixing, rest.mean), canonical + rest.variance
+        sd = np.sqrt(sd**2 + _mixed(np.square(hierarchy.mixing), rest.variance))
     bad = ~(np.isfinite(mean) & np.isfinite(sd))
     if bad.any():  # never a NaN in a store: what could not be solved is the prior, and the status says so
         prior = np.asarray(hierarchy.prior_sd(hyper))
@@ -96,16 +96,16 @@ def with_moments(found: Posterior, problem: Problem, seed: int) -> Posterior:
         return found
     mixing = found.mixing.astype(np.float64)
     between = Between.of(problem.seen, np.asarray(hierarchy.days, np.float64))
-    step = np.sqrt(amount) * unseen(np.einsum("jk,tkyx->tjyx", np.linalg.pinv(mixing), found.mean), between).astype(np.float32)
+    step = np.sqrt(amount) * unseen(_mixed(np.linalg.pinv(mixing), found.mean), between).astype(np.float32)
     variance = between.spread[:, None] * step**2
     rows, cols = objects.centre(hierarchy.rows, hierarchy.cols)
     for i in range(0, len(found.draws), 2):
         key = jax.random.fold_in(jax.random.key(seed), 2**21 + i)
         white = np.asarray(objects.spread(keyed_normal(key, rows, cols, step.shape[0] * step.shape[1]))).reshape(step.shape)
-        deviation = np.einsum("jk,tkyx->tjyx", found.mixing, step * between.bridge(white))
+        deviation = _mixed(found.mixing, step * between.bridge(white))
         found.draws[i] += deviation
         found.draws[i + 1 : i + 2] -= deviation
-    sd = np.sqrt(found.sd**2 + np.einsum("jk,tkyx->tjyx", found.mixing**2, variance))
+    sd = np.sqrt(found.sd**2 + _mixed(found.mixing**2, variance))
     return replace(found, sd=sd.astype(np.float32), canonical_var=found.canonical_var + variance)
 
 
@@ -125,7 +125,7 @@ def _draws(problem: Problem, hyper: Hyper, found: Field, mean: Any, draws: int, 
         white = jax.tree.map(lambda a, i=i: a[i], found.deviations)
         deviation = np.nan_to_num(np.asarray(_field(problem.hierarchy, white, factors)))
         if rest:
-            deviation = deviation + _mixed(problem.hierarchy, rest.draw(problem.hierarchy, jax.random.fold_in(key, i)))
+            deviation = deviation + _mixed(problem.hierarchy.mixing, rest.draw(problem.hierarchy, jax.random.fold_in(key, i)))
         out[2 * i] = mean + deviation
         if 2 * i + 1 < draws:
             out[2 * i + 1] = mean - deviation
@@ -135,10 +135,9 @@ def _draws(problem: Problem, hyper: Hyper, found: Field, mean: Any, draws: int, 
 _field = jax.jit(lambda hierarchy, white, factors: hierarchy.field(*hierarchy.coefficients(white, factors)))
 
 
-def _mixed(hierarchy: Any, x: Any, *, square: bool = False) -> Any:
-    """(T, K, Y, X) M x, or M^2 x of variances."""
-    mixing = np.asarray(hierarchy.mixing)
-    return np.einsum("jk,tkyx->tjyx", mixing**2 if square else mixing, x)
+def _mixed(mixing: Any, x: Any) -> Any:
+    """(T, K, Y, X) M x.  mixing: M (K, K), its squares for variances, its inverse for the way back."""
+    return np.einsum("jk,tkyx->tjyx", np.asarray(mixing), x)
 
 
 def _by_sensor(problem: Problem, chi: Any) -> dict[str, float]:

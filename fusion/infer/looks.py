@@ -216,7 +216,8 @@ def stack(observations: Sequence[Any], hierarchy: Hierarchy, sensors: tuple[str,
         seen.add(name)
         key = (obs.sensor, id(layer.footprint), obs.data.shape, np.asarray(layer.colour).tobytes(), np.ndim(layer.tau))
         groups.setdefault(key, []).append(obs)
-    return tuple(_series(group, hierarchy, sensors.index(group[0].sensor), days_of) for group in groups.values())
+    left = np.asarray(hierarchy.left_out(Hyper.default(hierarchy.mixing.shape[0], ())), np.float64)
+    return tuple(_series(group, hierarchy, left, sensors.index(group[0].sensor), days_of) for group in groups.values())
 
 
 def _pad(arrays: list[Any], count: int) -> Array:
@@ -224,7 +225,7 @@ def _pad(arrays: list[Any], count: int) -> Array:
     return jnp.asarray(np.concatenate([stacked, np.zeros((count - len(arrays), *stacked.shape[1:]), np.float32)]))
 
 
-def _series(group: list[Any], hierarchy: Hierarchy, index: int, days_of: Any) -> Looks:
+def _series(group: list[Any], hierarchy: Hierarchy, left: NDArray[np.float64], index: int, days_of: Any) -> Looks:
     first = group[0]
     count = next(b for b in BUCKETS if b >= len(group))
     colour = np.asarray(first.layer.colour, np.float64) @ np.asarray(hierarchy.mixing, np.float64)
@@ -244,7 +245,7 @@ def _series(group: list[Any], hierarchy: Hierarchy, index: int, days_of: Any) ->
     return Looks(
         data, _pad(precision, count), footprint, jnp.asarray(colour, jnp.float32), tau,
         jnp.asarray(days + [days[-1]] * (count - len(days)), jnp.float32), jnp.asarray(first.layer.mean, jnp.float32),
-        jnp.asarray(first.residual_var, jnp.float32), jnp.asarray(_left_out(hierarchy, tau, colour) * (not footprint.coarse), jnp.float32),
+        jnp.asarray(first.residual_var, jnp.float32), jnp.asarray(_left_out(left, tau, colour) * (not footprint.coarse), jnp.float32),
         jnp.asarray(first.offset_sd, jnp.float32), jnp.asarray(first.gain_sd, jnp.float32),
         jnp.asarray([sd, max(float(first.discrepancy_days), 0.1)], jnp.float32), jnp.asarray(uneven, jnp.float32),
         jnp.asarray(phi, jnp.float32), jnp.asarray(loadings, jnp.float32), jnp.asarray(fleeting, jnp.float32),
@@ -253,9 +254,8 @@ def _series(group: list[Any], hierarchy: Hierarchy, index: int, days_of: Any) ->
     )
 
 
-def _left_out(hierarchy: Hierarchy, tau: Array, colour: Any) -> Any:
-    """(n, B) variance, at the prior medians, of what the functions of time leave out of a pixel's course.  tau: (n, T) or (n, H, W, T)."""
-    covariance = np.asarray(hierarchy.left_out(Hyper.default(colour.shape[1], ())), np.float64)
+def _left_out(covariance: NDArray[np.float64], tau: Array, colour: Any) -> Any:
+    """(n, B) variance of what the functions of time leave out of a pixel at each look.  covariance: (K, T, T). tau: (n, T) or (n, H, W, T)."""
     at = np.asarray(tau).reshape(len(tau), -1, tau.shape[-1]).mean(1)
     return np.maximum(np.einsum("nt,kts,ns->nk", at, covariance, at), 0.0) @ (colour**2).T
 

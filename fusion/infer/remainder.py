@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
@@ -59,14 +60,18 @@ class Remainder:
         mean, variance = _solved(hierarchy, looks, hyper, factors, white, covariance)
         return cls(np.array(mean), np.array(variance), np.asarray(covariance, np.float64))
 
+    @cached_property
+    def _root(self) -> Array:
+        """(K, T, T) a square root of D."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        return jnp.asarray(vectors * np.sqrt(np.maximum(values, 0.0))[:, None], jnp.float32)
+
     def draw(self, hierarchy: Hierarchy, key: Array) -> NDArray[np.float32]:
         """(T, K, Y, X) e less its mean: as D hangs together in time, alike in the pixels of an object, with the variance that looks leave."""
         objects, (rank, steps, _) = hierarchy.spaces["object"], self.covariance.shape
-        values, vectors = np.linalg.eigh(self.covariance)
-        root = vectors * np.sqrt(np.maximum(values, 0.0))[:, None]
         rows, cols = objects.centre(hierarchy.rows, hierarchy.cols)
         white = keyed_normal(key, rows, cols, rank * steps).reshape(rank, steps, -1)
-        course = np.asarray(objects.spread(jnp.asarray(root, jnp.float32) @ white))
+        course = np.asarray(objects.spread(self._root @ white))
         spread = np.sqrt(np.maximum(np.einsum("ktt->tk", self.covariance), 1e-12))[:, :, None, None]
         return np.asarray(np.swapaxes(course, 0, 1) * np.sqrt(self.variance) / spread, np.float32)
 
@@ -115,7 +120,7 @@ def _solved(
         jnp.einsum("nt,nkyx->tkyx", mean_tau(s) ** 2, latent_weight(s.footprint, jnp.einsum("bk,nbhw->nkhw", s.colour**2, root**2)))
         for s, root in zip(series, roots, strict=True)
     ]
-    edge, corner = (sum(transfer(s)[i] * p for s, p in zip(series, known, strict=True)) for i in (0, 1))
+    edge, corner = jnp.asarray(sum(transfer(s)[:, None, None, None, None] * p for s, p in zip(series, known, strict=True)))
     left = [share / (1.0 + open_ * p) for share, p in ((0.25, sum(known)), (0.5, edge), (0.25, corner))]
     return found, open_ * jnp.asarray(sum(left))
 

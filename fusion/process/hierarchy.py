@@ -25,11 +25,10 @@ from jax import Array
 from jax.tree_util import register_dataclass
 from numpy.typing import NDArray
 
-from fusion.process import kernels
-from fusion.process.courses import functions, temporal_functions
+from fusion.process import courses, kernels
 from fusion.process.space import Objects, Pixels, Smooth, Weights
 
-LEVELS = ("scene", "class", "object", "place", "pixel")
+LEVELS = ("scene", *courses.LEVELS)
 PARTS = ("static", "annual", "slow", "rough")
 REACH = 3.0
 """no hyperparameter moves further than this many prior standard deviations (in log) from its median"""
@@ -317,8 +316,8 @@ def build(
     medians = Hyper.default(1, ())
     anchor = np.mean([level_covariance(days, medians, level) for level in LEVELS[1:]], axis=0)
     learned = np.asarray(anchor if empirical is None else empirical, np.float32)
-    widths = temporal_functions(days.size, ranks)
-    psi, knots = functions(0.5 * anchor.astype(np.float64) + 0.5 * learned, widths, looked)
+    widths = courses.temporal_functions(days.size, ranks)
+    psi, knots = courses.functions(0.5 * anchor.astype(np.float64) + 0.5 * learned, widths, looked)
     spaces = {
         "class": Weights(jnp.asarray(memberships, jnp.float32)),
         "object": Objects.from_label(labels, capacity),

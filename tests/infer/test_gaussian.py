@@ -40,13 +40,16 @@ def test_mean_sd_and_draws_are_those_of_the_dense_posterior(kind: str) -> None:
 
 # from here on: one program each for a hundred pixels, run once
 @pytest.mark.usefixtures("hasty")
-@pytest.mark.parametrize(("off", "mean_off", "most_off"), [(None, 0.04, 0.25), ("class", 0.05, 0.25), ("pixel", 0.2, 2.0)])
-def test_closed_form_sd_without_coarse_looks(off: str | None, mean_off: float, most_off: float) -> None:
+@pytest.mark.parametrize(("off", "complete", "mean_off", "most_off"), [
+    (None, True, 0.04, 0.15), ("class", True, 0.05, 0.15), (None, False, 0.04, 0.25), ("class", False, 0.05, 0.25), ("pixel", False, 0.2, 2.0),
+])
+def test_closed_form_sd_without_coarse_looks(off: str | None, complete: bool, mean_off: float, most_off: float) -> None:
     """off: a level of next to no variance; without pixels of their own the objects' mean weights are all that is known of places.
 
-    Few pixels are off by up to a fifth: what functions leave out of looks is noise of other colours than the sensor's, so components are less apart.
+    complete: functions of time leave nothing out. Where they do, few pixels are off by up to a fifth: what is left out of looks is noise of other
+    colours than the sensor's, so components are less apart.
     """
-    w = world("fine")
+    w = world("fine", complete=complete)
     if off is not None:
         w.hyper = w.hyper.replace(sd=w.hyper.sd.at[LEVELS.index(off)].multiply(1e-3))
     w.simulate(2)
