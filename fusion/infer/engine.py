@@ -16,7 +16,7 @@ from fusion.infer.gaussian import Field, System
 from fusion.infer.posterior import Posterior, Status
 from fusion.infer.problem import Problem, pose
 from fusion.infer.remainder import Remainder
-from fusion.process.hierarchy import Hyper
+from fusion.process.hierarchy import Factors, Hierarchy, Hyper
 from fusion.process.keyed import keyed_normal
 from fusion.process.moment import Between, unseen
 
@@ -123,16 +123,19 @@ def _draws(problem: Problem, hyper: Hyper, found: Field, mean: Any, draws: int, 
     factors = problem.hierarchy.factors(hyper)
     for i in range(-(-draws // 2)):
         white = jax.tree.map(lambda a, i=i: a[i], found.deviations)
-        deviation = np.nan_to_num(np.asarray(_field(problem.hierarchy, white, factors)))
-        if rest:
-            deviation = deviation + _mixed(problem.hierarchy.mixing, rest.draw(problem.hierarchy, jax.random.fold_in(key, i)))
+        beside = rest.draw(problem.hierarchy, jax.random.fold_in(key, i)) if rest else jnp.zeros(())
+        deviation = np.asarray(_deviation(problem.hierarchy, white, factors, beside))
         out[2 * i] = mean + deviation
         if 2 * i + 1 < draws:
             out[2 * i + 1] = mean - deviation
     return out
 
 
-_field = jax.jit(lambda hierarchy, white, factors: hierarchy.field(*hierarchy.coefficients(white, factors)))
+@jax.jit
+def _deviation(hierarchy: Hierarchy, white: Any, factors: Factors, beside: Any) -> Any:
+    """(T, K, Y, X) of z, what is not finite as 0.  beside: of x, what the levels do not have."""
+    x = hierarchy.canonical(*hierarchy.coefficients(white, factors)) + beside
+    return jnp.nan_to_num(jnp.einsum("jk,tkyx->tjyx", hierarchy.mixing, x))
 
 
 def _mixed(mixing: Any, x: Any) -> Any:
@@ -167,15 +170,14 @@ def _status(problem: Problem, found: Field, chi: dict[str, float], bad: int, tol
 
 
 @jax.jit
-def _explained(system_hierarchy: Any, hyper: Hyper, white: Any, canonical: Any) -> dict[str, Any]:
+def _explained(hierarchy: Hierarchy, hyper: Hyper, white: Any, canonical: Any) -> dict[str, Any]:
     """level -> (K, Y, X) mean over time of the square of what the level adds to x; "unresolved": of the variance left."""
-    hierarchy = system_hierarchy
     factors = hierarchy.factors(hyper)
     zero = {name: jnp.zeros_like(value) for name, value in white.items()}
     out = {}
     for name in white:
-        x = hierarchy.canonical(*hierarchy.coefficients({**zero, name: white[name]}, factors))
-        out[name] = (x**2).mean(0)
+        mean, planes = hierarchy.coefficients({**zero, name: white[name]}, factors)  # one of them is zero, and Psi is orthonormal
+        out[name] = (mean**2).mean(1)[:, None, None] + (planes**2).sum(1) / mean.shape[1]
     out["unresolved"] = jnp.asarray(canonical).mean(0)
     total = jnp.maximum(sum(out.values()), 1e-30)
     return {name: jnp.nan_to_num(value / total) for name, value in out.items()}

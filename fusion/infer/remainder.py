@@ -25,7 +25,7 @@ from jax import Array
 from jax.scipy.sparse.linalg import cg
 from numpy.typing import NDArray
 
-from fusion.infer.blocks import invert
+from fusion.infer.blocks import invert, times
 from fusion.infer.channels import latent_weight, mean_tau, transfer
 from fusion.infer.looks import Looks
 from fusion.infer.precondition import White
@@ -66,14 +66,23 @@ class Remainder:
         values, vectors = np.linalg.eigh(self.covariance)
         return jnp.asarray(vectors * np.sqrt(np.maximum(values, 0.0))[:, None], jnp.float32)
 
-    def draw(self, hierarchy: Hierarchy, key: Array) -> NDArray[np.float32]:
+    @cached_property
+    def _left(self) -> Array:
+        """(T, K, Y, X) sd of e that looks leave, in units of that of D."""
+        spread = np.sqrt(np.maximum(np.einsum("ktt->tk", self.covariance), 1e-12)).astype(np.float32)
+        return jnp.asarray(np.sqrt(self.variance) / spread[:, :, None, None])
+
+    def draw(self, hierarchy: Hierarchy, key: Array) -> Array:
         """(T, K, Y, X) e less its mean: as D hangs together in time, alike in the pixels of an object, with the variance that looks leave."""
-        objects, (rank, steps, _) = hierarchy.spaces["object"], self.covariance.shape
-        rows, cols = objects.centre(hierarchy.rows, hierarchy.cols)
-        white = keyed_normal(key, rows, cols, rank * steps).reshape(rank, steps, -1)
-        course = np.asarray(objects.spread(self._root @ white))
-        spread = np.sqrt(np.maximum(np.einsum("ktt->tk", self.covariance), 1e-12))[:, :, None, None]
-        return np.asarray(np.swapaxes(course, 0, 1) * np.sqrt(self.variance) / spread, np.float32)
+        return _drawn(hierarchy, self._root, self._left, key)
+
+
+@jax.jit
+def _drawn(hierarchy: Hierarchy, root: Array, left: Array, key: Array) -> Array:
+    objects, (rank, steps, _) = hierarchy.spaces["object"], root.shape
+    rows, cols = objects.centre(hierarchy.rows, hierarchy.cols)
+    white = keyed_normal(key, rows, cols, rank * steps).reshape(rank, steps, -1)
+    return jnp.swapaxes(objects.spread(root @ white), 0, 1) * left
 
 
 @jax.jit
@@ -87,42 +96,47 @@ def _solved(
     if not series:
         return jnp.zeros(hierarchy.shape), open_
     tau = jnp.concatenate([mean_tau(s) for s in series])
-    roots = [jnp.sqrt(s.precision_for(hyper, w, left=False)) for s, w in zip(series, weights, strict=True)]
-    right = [root * _residual(s, hyper, w, mean, planes, hierarchy) for s, w, root in zip(series, weights, roots, strict=True)]
+    roots = [_by_band(jnp.sqrt(s.precision_for(hyper, w, left=False))) for s, w in zip(series, weights, strict=True)]
+    right = [root * _by_band(_residual(s, hyper, w, mean, planes, hierarchy)) for s, w, root in zip(series, weights, roots, strict=True)]
     across, within = covariance @ tau.T, tau @ covariance @ tau.T
     ends = np.cumsum([len(s.days) for s in series])[:-1]
 
     def back(v: list[Array]) -> Array:
         """a C^T W^T N^-1/2 v: (K, n, Y, X) of all looks."""
-        each = [jnp.einsum("bk,nbyx->knyx", s.colour, s.footprint.adjoint(root * a)) for s, root, a in zip(series, roots, v, strict=True)]
+        each = [jnp.einsum("bk,bnyx->knyx", s.colour, s.footprint.adjoint(root * a)) for s, root, a in zip(series, roots, v, strict=True)]
         return alive * jnp.concatenate(each, axis=1)
 
     def curved(v: list[Array]) -> list[Array]:
         """(I + N^-1/2 A D A^T N^-1/2) v"""
         moved = jnp.split(alive * jnp.einsum("knm,kmyx->knyx", within, back(v)), ends, axis=1)
-        seen = [s.footprint(jnp.einsum("bk,knyx->nbyx", s.colour, u)) for s, u in zip(series, moved, strict=True)]
+        seen = [s.footprint(jnp.einsum("bk,knyx->bnyx", s.colour, u)) for s, u in zip(series, moved, strict=True)]
         return [a + root * b for a, root, b in zip(v, roots, seen, strict=True)]
 
     def apart(looks: Looks, root: Array, power: Array) -> Array:
-        """(n, B, B) the inverse of `curved` if looks were apart, every pixel as precise as their mean, and footprints single pixels."""
+        """(B, B, n) the inverse of `curved` if looks were apart, every pixel as precise as their mean, and footprints single pixels."""
         even = jnp.sqrt((root**2).sum((2, 3)) / jnp.maximum((root > 0).sum((2, 3)), 1))
-        shared = jnp.einsum("bk,nk,ck->bcn", looks.colour, power, looks.colour) * even.T[:, None] * even.T[None]
-        return jnp.moveaxis(invert(jnp.eye(len(shared))[:, :, None] + shared)[0], 2, 0)
+        shared = jnp.einsum("bk,nk,ck->bcn", looks.colour, power, looks.colour) * even[:, None] * even[None]
+        return invert(jnp.eye(len(shared))[:, :, None] + shared)[0]
 
     blocks = [apart(*of) for of in zip(series, roots, jnp.split(jnp.einsum("knn->nk", within), ends), strict=True)]
 
     def near(v: list[Array]) -> list[Array]:
         """About the inverse of `curved`."""
-        return [jnp.einsum("nbc,nchw->nbhw", block, a) for block, a in zip(blocks, v, strict=True)]
+        return [times(block[None, ..., None, None], a[None])[0] for block, a in zip(blocks, v, strict=True)]
 
     found = alive * jnp.einsum("ktn,knyx->tkyx", across, back(cg(curved, right, tol=TOLERANCE, maxiter=LIMIT, M=near)[0]))
     known = [
-        jnp.einsum("nt,nkyx->tkyx", mean_tau(s) ** 2, latent_weight(s.footprint, jnp.einsum("bk,nbhw->nkhw", s.colour**2, root**2)))
+        jnp.einsum("nt,nkyx->tkyx", mean_tau(s) ** 2, latent_weight(s.footprint, jnp.einsum("bk,bnhw->nkhw", s.colour**2, root**2)))
         for s, root in zip(series, roots, strict=True)
     ]
     edge, corner = jnp.asarray(sum(transfer(s)[:, None, None, None, None] * p for s, p in zip(series, known, strict=True)))
     left = [share / (1.0 + open_ * p) for share, p in ((0.25, sum(known)), (0.5, edge), (0.25, corner))]
     return found, open_ * jnp.asarray(sum(left))
+
+
+def _by_band(v: Array) -> Array:
+    """(n, B, H, W) -> (B, n, H, W), in which products of bands with components copy nothing."""
+    return jnp.swapaxes(v, 0, 1)
 
 
 def _residual(looks: Looks, hyper: Hyper, weights: Array | None, mean: Array, planes: Array, hierarchy: Hierarchy) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import jax
@@ -135,29 +135,38 @@ def climb(sensors: tuple[str, ...]) -> Any:
     return jax.jit(jax.value_and_grad(lambda u, known: log_posterior(u, known, sensors)))
 
 
-def laplace(
-    known: Evidence, sensors: tuple[str, ...], *, near: Vector | None = None, steps: int = 60
-) -> tuple[Vector, NDArray[np.float64], float]:
-    """(mode (D,), covariance (D, D), log posterior at the mode): quasi-Newton ascent, curvature by differences of gradients.
+def _down(u: Vector, known: Evidence, sensors: tuple[str, ...]) -> tuple[float, Vector]:
+    """Minus the log posterior of u, and its slope (D,)."""
+    value, slope = climb(sensors)(jnp.asarray(u, jnp.float32), known)
+    return -float(value), -np.nan_to_num(np.asarray(slope, np.float64))
 
-    near: (D,) where the ascent begins, default the prior mean. It ends where a step gains less than GAIN of the log posterior.
-    The curvature is never taken as weaker than half the prior's: a flat or rising direction keeps about its prior width.
+
+def mode(known: Evidence, sensors: tuple[str, ...], near: Vector | None = None, steps: int = 60) -> tuple[Vector, float]:
+    """(mode (D,), log posterior there) by quasi-Newton ascent, which ends where a step gains less than GAIN of it.
+
+    near: (D,) where the ascent begins, default the prior mean.
     """
-    both, (mean, sd) = climb(sensors), (np.asarray(v, np.float64) for v in known[2])
+    begin, limits = np.asarray(known[2][0], np.float64) if near is None else near, {"maxiter": steps, "maxfun": 2 * steps, "ftol": GAIN}
+    found = minimize(_down, begin, args=(known, sensors), jac=True, method="L-BFGS-B", options=limits)
+    return np.asarray(found.x), -float(found.fun)
 
-    def down(u: Vector) -> tuple[float, Vector]:
-        value, slope = both(jnp.asarray(u, jnp.float32), known)
-        return -float(value), -np.nan_to_num(np.asarray(slope, np.float64))
 
-    limits = {"maxiter": steps, "maxfun": 2 * steps, "ftol": GAIN}
-    found = minimize(down, mean if near is None else near, jac=True, method="L-BFGS-B", options=limits)
-    mode = np.asarray(found.x)
-    centre, width = down(mode)[1], 0.1 * sd
-    curvature = np.stack([(down(mode + e)[1] - centre) / w for e, w in zip(np.diag(width), width, strict=True)])
+def covariance(at: Vector, known: Evidence, sensors: tuple[str, ...]) -> NDArray[np.float64]:
+    """(D, D) of the Laplace approximation at a mode, the curvature by differences of gradients.
+
+    It is never taken as weaker than half the prior's: a flat or rising direction keeps about its prior width.
+    """
+    sd = np.asarray(known[2][1], np.float64)
+
+    def down(u: Vector) -> Vector:
+        return _down(u, known, sensors)[1]
+
+    centre, width = down(at), 0.1 * sd
+    curvature = np.stack([(down(at + e) - centre) / w for e, w in zip(np.diag(width), width, strict=True)])
     scaled = sd[:, None] * (curvature + curvature.T) / 2 * sd[None, :]
     values, vectors = np.linalg.eigh(scaled)
     inverse = (vectors / np.maximum(values, 0.5)) @ vectors.T
-    return mode, sd[:, None] * inverse * sd[None, :], -float(found.fun)
+    return np.asarray(sd[:, None] * inverse * sd[None, :])
 
 
 def antithetic(mean: Vector, root: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:
@@ -176,12 +185,17 @@ class Start:
     known: Evidence
     mean: Vector
     """(D,) the mode, or the prior mean where nothing can be judged"""
-    root: NDArray[np.float64]
-    """(D, D) of the covariance, the prior's where nothing can be judged"""
     rank: int
     sensors: tuple[str, ...]
     status: Status
     diagnostics: dict[str, Any]
+
+    @cached_property
+    def root(self) -> NDArray[np.float64]:
+        """(D, D) of the covariance, the prior's where nothing can be judged; it takes longer than the mode, which may be all that is asked for."""
+        if not self.judged:
+            return np.diag(np.asarray(self.known[2][1], np.float64))
+        return np.asarray(np.linalg.cholesky(covariance(self.mean, self.known, self.sensors)), np.float64)
 
     @property
     def judged(self) -> bool:
@@ -193,10 +207,12 @@ class Start:
         """The coordinates in which theta is about N(0, I)."""
         return jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.root, jnp.float32)
 
-    def theta(self, draws: int, seed: int) -> Theta:
-        """q(u) as it stands: where nothing can be judged, the prior."""
-        drawn = antithetic(self.mean, self.root, draws, seed)
-        return Theta(self.mean, self.root, drawn, self.rank, self.sensors, self.status, self.status.value, self.diagnostics)
+    def theta(self, draws: int, seed: int, shift: Vector | None = None, turn: NDArray[np.float64] | None = None) -> Theta:
+        """q(u) of e ~ N(shift, turn turn^T), u = mean + root e, default N(0, I): where nothing can be judged, the prior."""
+        mean = self.mean if shift is None else self.mean + self.root @ shift
+        root = self.root if turn is None else self.root @ turn
+        drawn = antithetic(mean, root, draws, seed)
+        return Theta(mean, root, drawn, self.rank, self.sensors, self.status, self.status.value, self.diagnostics)
 
 
 def start(
@@ -211,11 +227,10 @@ def start(
     known = evidence(views, hyper, prior, seed)
     status = Status.OK if any(series for series, *_ in views) else Status.NO_DATA
     if not known[0]:
-        mean, sd = (np.asarray(v, np.float64) for v in known[2])
-        return Start(known, mean, np.diag(sd), hyper.rank, hyper.sensors, status, {})
-    mode, covariance, value = laplace(known, hyper.sensors, near=near)
+        return Start(known, np.asarray(known[2][0], np.float64), hyper.rank, hyper.sensors, status, {})
+    highest, value = mode(known, hyper.sensors, near)
     found: dict[str, Any] = {"log_posterior_at_mode": value}
     scales = [np.asarray(batch.scale) for batch in known[0] if isinstance(batch, Probes)]
     if scales:
         found["probes"] = {name: int((np.concatenate(scales) == i).sum()) for i, name in enumerate(LEVELS)}
-    return Start(known, mode, np.asarray(np.linalg.cholesky(covariance), np.float64), hyper.rank, hyper.sensors, status, found)
+    return Start(known, highest, hyper.rank, hyper.sensors, status, found)

@@ -68,8 +68,8 @@ def learn(begun: Start, *, draws: int = 4, steps: int = 100, seed: int = 0, rate
     losses, shift, turn = (np.asarray(v, np.float64) for v in refine(jax.random.key(seed), begun.known, begun.place, jnp.asarray(keep)))
     # A step out of the region where covariances can be factored leaves no finite number: the Laplace start then stands.
     if np.isfinite(losses).all() and np.isfinite(shift).all() and losses.max() < 1e20:
-        found = {**begun.diagnostics, "elbo": float(-losses[steps // 2 :].mean())}
-        begun = replace(begun, mean=begun.mean + begun.root @ shift, root=begun.root @ turn, diagnostics=found)
+        learned = begun.theta(draws, seed, shift, turn)
+        return replace(learned, diagnostics={**learned.diagnostics, "elbo": float(-losses[steps // 2 :].mean())})
     return begun.theta(draws, seed)
 
 

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 LEVELS = ("class", "object", "place", "pixel")
-FEW = 6
-"""functions per level of a long calendar, whose tiles would cost too much with more: time and memory go with R^2"""
+FEW = {"class": 6, "object": 6, "place": 4, "pixel": 6}
+"""functions per level of a long calendar, whose tiles would cost too much with more: time and memory go with R^2, of places with R^3"""
 SHORT = 12
 """functions of every level where there are at most twice as many times: up to as many times nothing is left out"""
 APART = 0.5
@@ -37,11 +37,11 @@ LEAST = 1e-9
 
 
 def temporal_functions(times: int, ranks: Mapping[str, int] | None = None) -> dict[str, int]:
-    """level -> R_l, default FEW, or SHORT for a short calendar: never more than there are times, and pixels have as many as any other level.
+    """level -> R_l, default FEW, or SHORT of each for a short calendar: never more than there are times, and pixels have as many as any other level.
 
     Whatever can change in a class or a segment can change in a pixel (how much, its variance says), and the solver eliminates pixels first.
     """
-    usual = dict.fromkeys(LEVELS, FEW if times > 2 * SHORT else SHORT)
+    usual = FEW if times > 2 * SHORT else dict.fromkeys(LEVELS, SHORT)
     out = {name: min({**usual, **(ranks or {})}[name], times) for name in LEVELS}
     return {**out, "pixel": max(out.values())}
 

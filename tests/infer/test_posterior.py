@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from affine import Affine
@@ -15,7 +16,7 @@ from fusion.cube.cube import Cube
 from fusion.cube.grid import Grid
 from fusion.cube.spectrum import SpectralBasis
 from fusion.errors import JobError
-from fusion.infer import Status, fit
+from fusion.infer import Status, engine, fit
 from tests.infer.oracle import K, T, World, X, Y, world
 
 pytestmark = pytest.mark.usefixtures("hasty")  # five programs for a hundred pixels
@@ -48,6 +49,22 @@ def test_a_plain_tile_is_ok_and_deterministic(posed: tuple[World, Cube], found: 
     again = fit(posed[0].observations, posed[1], **SETTINGS)
     np.testing.assert_array_equal(found.mean, again.mean)
     np.testing.assert_array_equal(found.draws, again.draws)
+
+
+def test_the_decomposition_is_the_mean_square_over_time_of_what_each_level_adds(posed: tuple[World, Cube]) -> None:
+    w, rng = posed[0], np.random.default_rng(0)
+    hierarchy, factors = w.hierarchy, w.hierarchy.factors(w.hyper)
+    white = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in hierarchy.white_shapes.items()}
+    left = rng.uniform(size=(T, K, Y, X))
+    expected = {"unresolved": left.mean(0)}
+    for name in white:
+        alone = {level: value * (level == name) for level, value in white.items()}
+        x = np.asarray(hierarchy.canonical(*hierarchy.coefficients(alone, factors)), np.float64)
+        expected[name] = (x**2).mean(0)
+    total = sum(expected.values())
+    shares = engine._explained(hierarchy, w.hyper, white, jnp.asarray(left, jnp.float32))
+    for name, value in expected.items():
+        np.testing.assert_allclose(shares[name], value / total, rtol=2e-4, atol=1e-6)
 
 
 def test_a_fit_knows_of_moments_that_nobody_saw(posed: tuple[World, Cube], found: Any) -> None:
