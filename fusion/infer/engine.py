@@ -123,7 +123,7 @@ def _draws(problem: Problem, hyper: Hyper, found: Field, mean: Any, draws: int, 
     factors = problem.hierarchy.factors(hyper)
     for i in range(-(-draws // 2)):
         white = jax.tree.map(lambda a, i=i: a[i], found.deviations)
-        beside = rest.draw(problem.hierarchy, jax.random.fold_in(key, i)) if rest else jnp.zeros(())
+        beside = rest.draw(problem.hierarchy, jax.random.fold_in(key, i)) if rest else 0.0
         deviation = np.asarray(_deviation(problem.hierarchy, white, factors, beside))
         out[2 * i] = mean + deviation
         if 2 * i + 1 < draws:
@@ -133,9 +133,8 @@ def _draws(problem: Problem, hyper: Hyper, found: Field, mean: Any, draws: int, 
 
 @jax.jit
 def _deviation(hierarchy: Hierarchy, white: Any, factors: Factors, beside: Any) -> Any:
-    """(T, K, Y, X) of z, what is not finite as 0.  beside: of x, what the levels do not have."""
-    x = hierarchy.canonical(*hierarchy.coefficients(white, factors)) + beside
-    return jnp.nan_to_num(jnp.einsum("jk,tkyx->tjyx", hierarchy.mixing, x))
+    """(T, K, Y, X) of z, what is not finite as 0.  beside: as of `Hierarchy.field`."""
+    return jnp.nan_to_num(hierarchy.field(*hierarchy.coefficients(white, factors), beside))
 
 
 def _mixed(mixing: Any, x: Any) -> Any:

@@ -245,9 +245,9 @@ class Hierarchy:
         """(T, K, Y, X) x of the module's equation."""
         return mean.T[:, :, None, None] + jnp.einsum("tr,kryx->tkyx", self.temporal, planes)
 
-    def field(self, mean: Array, planes: Array) -> Array:
-        """(T, K, Y, X) z = M x."""
-        return jnp.einsum("jk,tkyx->tjyx", self.mixing, self.canonical(mean, planes))
+    def field(self, mean: Array, planes: Array, beside: Array | float = 0.0) -> Array:
+        """(T, K, Y, X) z = M x.  beside: of x, what the levels do not have."""
+        return jnp.einsum("jk,tkyx->tjyx", self.mixing, self.canonical(mean, planes) + beside)
 
     def level_variance(self, hyper: Hyper) -> dict[str, Array]:
         """level -> (T, K, Y, X) prior variance of x, broadcastable."""
