@@ -121,16 +121,16 @@ log_normal.defvjp(_log_normal, _pull)
 
 
 @jax.custom_vjp
-def left_out(covariance: Array, value: Array, judged: Array, sudden: Array) -> Array:
+def leave_one_out(covariance: Array, value: Array, judged: Array, sudden: Array) -> Array:
     """The leave-one-out predictive score of `value` over the last axis, up to a constant: (..., n, n), thrice (..., n) -> (...).
 
     judged: 1 for the values that are predicted, each from all others; 0 for those that only predict. sudden: variance beside theirs.
     Its gradient is written out, as for `log_normal`: with S^-1 = A and a = A y, dA = -A dS A and da = -A dS a.
     """
-    return _left_out(covariance, value, judged, sudden)[0]
+    return _leave_one_out(covariance, value, judged, sudden)[0]
 
 
-def _left_out(covariance: Array, value: Array, judged: Array, sudden: Array) -> tuple[Array, Any]:
+def _leave_one_out(covariance: Array, value: Array, judged: Array, sudden: Array) -> tuple[Array, Any]:
     precision = jnp.moveaxis(invert(jnp.moveaxis(covariance, (-2, -1), (0, 1)))[0], (0, 1), (-2, -1))
     weighted = jnp.einsum("...nm,...m->...n", precision, value)
 
@@ -144,7 +144,7 @@ def _left_out(covariance: Array, value: Array, judged: Array, sudden: Array) -> 
     return found, (precision, weighted, *back(jnp.ones_like(found)))
 
 
-def _pull_left_out(saved: Any, change: Array) -> tuple[Array, Array, None, None]:
+def _pull_leave_one_out(saved: Any, change: Array) -> tuple[Array, Array, None, None]:
     precision, weighted, of_own, of_weighted = saved
     back = jnp.einsum("...nm,...m->...n", precision, of_weighted)
     mixed = back[..., :, None] * weighted[..., None, :]
@@ -152,13 +152,13 @@ def _pull_left_out(saved: Any, change: Array) -> tuple[Array, Array, None, None]
     return change[..., None, None] * slope, change[..., None] * back, None, None
 
 
-left_out.defvjp(_left_out, _pull_left_out)
+leave_one_out.defvjp(_leave_one_out, _pull_leave_one_out)
 
 
 def terms(probes: Probes, hyper: Hyper, dates: Array) -> Array:
     """(J, K) the score of every probe and channel; 0 where nothing is judged."""
     spread, seen = covariance(probes, hyper, dates), jnp.swapaxes(probes.seen, 1, 2)
-    return left_out(spread, jnp.swapaxes(probes.value, 1, 2) * seen, probes.judged[:, None] * seen, jnp.swapaxes(probes.sudden, 1, 2))
+    return leave_one_out(spread, jnp.swapaxes(probes.value, 1, 2) * seen, probes.judged[:, None] * seen, jnp.swapaxes(probes.sudden, 1, 2))
 
 
 def probed(white: Array, batches: tuple[Probes, ...], hierarchy: Hierarchy, sensors: tuple[str, ...]) -> Array:

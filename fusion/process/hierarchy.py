@@ -175,8 +175,6 @@ class Hierarchy:
     """(X,)"""
     sudden: Array
     """() share of a change between looks that comes at one moment (`moment`)"""
-    ranks: tuple[tuple[str, int], ...] = field(metadata={"static": True})
-    """(level, R_l): a level lives in the first R_l functions of Psi"""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -184,15 +182,20 @@ class Hierarchy:
         return self.days.shape[0], self.mixing.shape[0], self.rows.shape[0], self.cols.shape[0]
 
     @property
+    def ranks(self) -> dict[str, int]:
+        """level -> R_l: a level lives in the first R_l functions of Psi."""
+        return {name: len(self.knots[name]) for name in courses.LEVELS}
+
+    @property
     def complete(self) -> bool:
         """Whether the functions of time leave nothing out."""
-        return all(width == len(self.days) for _, width in self.ranks)
+        return all(width == len(self.days) for width in self.ranks.values())
 
     @property
     def white_shapes(self) -> dict[str, tuple[int, ...]]:
         """level -> shape of its white coefficients: scene (K, T), others (K, R_l, m)."""
         steps, rank, _, _ = self.shape
-        return {"scene": (rank, steps), **{name: (rank, width, self.spaces[name].size) for name, width in self.ranks}}
+        return {"scene": (rank, steps), **{name: (rank, width, self.spaces[name].size) for name, width in self.ranks.items()}}
 
     def covariance(self, hyper: Hyper, level: str) -> Array:
         """(T, T) `level_covariance` of this tile's times (before only its knots are kept)."""
@@ -206,7 +209,7 @@ class Hierarchy:
     def left_out(self, hyper: Hyper) -> Array:
         """(K, T, T) covariance of what the functions leave out of x, where liveliness is 1:  sum_l sd_l,k^2 (I - A_l) C_l (I - A_l)^T."""
         total = jnp.zeros((self.mixing.shape[0], len(self.days), len(self.days)))
-        for name, width in () if self.complete else self.ranks:
+        for name, width in () if self.complete else self.ranks.items():
             rest = jnp.eye(len(self.days)) - self.temporal[:, :width] @ self.knots[name]
             total = total + hyper.sd[LEVELS.index(name)][:, None, None] ** 2 * (rest @ self.covariance(hyper, name) @ rest.T)
         return total
@@ -218,14 +221,14 @@ class Hierarchy:
             jitter = 1e-5 * jnp.trace(matrix) / matrix.shape[0]
             return sd[:, None, None] * jnp.linalg.cholesky(matrix + jitter * jnp.eye(matrix.shape[0]))[None]
 
-        inside = {name: root(self.at_knots(hyper, name), hyper.sd[LEVELS.index(name)]) for name, _ in self.ranks}
+        inside = {name: root(self.at_knots(hyper, name), hyper.sd[LEVELS.index(name)]) for name in self.ranks}
         return Factors(root(self.covariance(hyper, "scene"), hyper.sd[0]), inside)
 
     def coefficients(self, white: Mapping[str, Array], factors: Factors) -> tuple[Array, Array]:
         """(m (K, T), a c (K, R, Y, X)): the scene mean and the coefficient planes of all deviations."""
         mean = jnp.einsum("kts,ks->kt", factors.scene, white["scene"])
         levels = []
-        for name, width in self.ranks:
+        for name, width in self.ranks.items():
             units = jnp.einsum("kqr,krm->kqm", factors.coefficient[name], white[name])
             levels.append(jnp.pad(self.spaces[name].spread(units), ((0, 0), (0, self.temporal.shape[1] - width), (0, 0), (0, 0))))
         return mean, sum(levels) * self.liveliness
@@ -237,7 +240,7 @@ class Hierarchy:
     def gather(self, mean: Array, planes: Array, factors: Factors) -> dict[str, Array]:
         """`transpose` of planes that are times the liveliness already."""
         out = {"scene": jnp.einsum("kts,kt->ks", factors.scene, mean)}
-        for name, width in self.ranks:
+        for name, width in self.ranks.items():
             out[name] = jnp.einsum("kqr,kqm->krm", factors.coefficient[name], self.spaces[name].gather(planes[:, :width]))
         return out
 
@@ -253,16 +256,19 @@ class Hierarchy:
         """level -> (T, K, Y, X) prior variance of x, broadcastable."""
         factors = self.factors(hyper)
         out = {"scene": jnp.einsum("kts,kts->tk", factors.scene, factors.scene)[:, :, None, None]}
-        for name, width in self.ranks:
+        for name, width in self.ranks.items():
             time = jnp.einsum("tr,krq->tkq", self.temporal[:, :width], factors.coefficient[name])
             out[name] = (time**2).sum(-1)[:, :, None, None] * (self.liveliness**2 * square(self.spaces[name]))[None, None]
         return out
 
-    def prior_sd(self, hyper: Hyper) -> Array:
-        """(T, K, Y, X) prior standard deviation of z, with what the functions of time leave out."""
+    def prior_variance(self, hyper: Hyper) -> Array:
+        """(T, K, Y, X) prior variance of x, with what the functions of time leave out."""
         left = jnp.einsum("ktt->tk", self.left_out(hyper))[:, :, None, None] * self.liveliness**2
-        total = jnp.broadcast_to(left + jnp.asarray(sum(self.level_variance(hyper).values())), self.shape)
-        return jnp.sqrt(jnp.einsum("jk,tkyx->tjyx", self.mixing**2, total))
+        return jnp.broadcast_to(left + jnp.asarray(sum(self.level_variance(hyper).values())), self.shape)
+
+    def prior_sd(self, hyper: Hyper) -> Array:
+        """(T, K, Y, X) prior standard deviation of z."""
+        return jnp.sqrt(jnp.einsum("jk,tkyx->tjyx", self.mixing**2, self.prior_variance(hyper)))
 
 
 def level_covariance(days: Any, hyper: Hyper, level: str, empirical: Any = None) -> Array:
@@ -329,5 +335,5 @@ def build(
         {name: jnp.asarray(a, jnp.float32) for name, a in knots.items()}, jnp.asarray(learned),
         spaces, jnp.ones(shape) if liveliness is None else jnp.asarray(liveliness, jnp.float32),
         jnp.asarray(origin[0] + np.arange(shape[0]), jnp.int32), jnp.asarray(origin[1] + np.arange(shape[1]), jnp.int32),
-        jnp.asarray(sudden, jnp.float32), tuple(widths.items()),
+        jnp.asarray(sudden, jnp.float32),
     )

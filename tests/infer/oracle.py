@@ -105,7 +105,7 @@ class World:
 
     def followed(self, name: str) -> np.ndarray:
         """(T, T) a level's course as its functions follow it: what its values at knots say."""
-        part = np.asarray(self.hierarchy.temporal, np.float64)[:, : dict(self.hierarchy.ranks)[name]]
+        part = np.asarray(self.hierarchy.temporal, np.float64)[:, : self.hierarchy.ranks[name]]
         at = np.flatnonzero(np.abs(np.asarray(self.hierarchy.knots[name])).max(0) > 1e-5)
         return part @ np.linalg.inv(part[at]) @ np.eye(T)[at]
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fusion.infer.collapsed import left_out
+from fusion.infer.collapsed import leave_one_out
 
 PROGRAM = """
 import jax, jax.numpy as jnp
@@ -59,8 +59,8 @@ def test_the_left_out_score_and_its_written_gradient() -> None:
         covariance, value, judged = root @ root.T + size * np.eye(size), rng.normal(size=size) * 3, (rng.random(size) < 0.6) * 1.0
         sudden = rng.exponential(size=size) * size * (rng.random(size) < 0.5)
         single = tuple(jnp.asarray(v, jnp.float32) for v in (covariance, value, judged, sudden))
-        np.testing.assert_allclose(left_out(*single), wanted(covariance, value, judged, sudden), rtol=1e-4)
-        slope_c, slope_v = jax.grad(lambda c, v, j, s: left_out(c, v, j, s), (0, 1))(*single)
+        np.testing.assert_allclose(leave_one_out(*single), wanted(covariance, value, judged, sudden), rtol=1e-4)
+        slope_c, slope_v = jax.grad(lambda c, v, j, s: leave_one_out(c, v, j, s), (0, 1))(*single)
         turn, step = rng.normal(size=(size, size)), 1e-5
         turn, along = turn + turn.T, rng.normal(size=size)
         ends = [wanted(covariance + s * turn, value + s * along, judged, sudden) for s in (step, -step)]
