@@ -126,7 +126,10 @@ class Prepared(WorkerPlugin):
         # a terminal sends Ctrl-C to every process of ours; the driver stops the workers in order
         if self.driver not in (None, os.getpid()) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+        folder, own = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]), f"{len(os.sched_getaffinity(0))}-cores"
+        if folder.name != own:  # a program is cut into parts for the cores that compile it, and JAX would use it on any number
+            folder = folder / own
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
