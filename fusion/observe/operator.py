@@ -246,7 +246,7 @@ def _correlate(planes: jax.Array, taps: jax.Array, offset: int, count: int, axis
 
 def _put(values: jax.Array, place: jax.Array) -> jax.Array:
     """(..., P) to (..., H W) by a gather from the values with one zero appended."""
-    return jnp.concatenate([values, jnp.zeros_like(values[..., :1])], axis=-1)[..., place]
+    return jnp.concatenate([values, jnp.zeros((*values.shape[:-1], 1), values.dtype)], axis=-1)[..., place]
 
 
 def _accumulate(index: jax.Array, weights: jax.Array, planes: jax.Array, shape: tuple[int, int]) -> jax.Array:

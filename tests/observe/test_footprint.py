@@ -272,3 +272,14 @@ def test_pixels_beyond_the_edge_of_the_world_are_never_seen() -> None:
     foot = footprint(window(beyond, grid), MODIS, grid)
     assert np.isfinite(np.asarray(foot.weights)).all()
     np.testing.assert_allclose(np.asarray(foot.weights).sum(axis=1), 1.0, atol=1e-5)
+
+
+def test_a_grid_under_no_whole_footprint_is_not_seen() -> None:
+    grid = grid_at(*COLORADO, (6, 7))
+    foot = footprint(window(sinusoidal_tile(9, 4), grid), MODIS, grid)
+    assert not np.asarray(foot.seen).any()
+    seen = foot(jnp.ones((2, *foot.grid_shape)))
+    assert seen.shape == (2, *foot.shape)
+    assert seen.size
+    assert not np.asarray(seen).any()
+    assert not np.asarray(foot.adjoint(jnp.ones((2, *foot.shape)))).any()
