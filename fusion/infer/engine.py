@@ -66,6 +66,8 @@ def settle(
     if rest:
         mean, canonical = mean + _mixed(hierarchy.mixing, rest.mean), canonical + rest.variance
         sd = np.sqrt(sd**2 + _mixed(np.square(hierarchy.mixing), rest.variance))
+    if not problem.series:  # no draws are needed for what is known
+        sd, canonical = np.array(hierarchy.prior_sd(hyper)), np.array(hierarchy.prior_variance(hyper))
     bad = ~(np.isfinite(mean) & np.isfinite(sd))
     if bad.any():  # never a NaN in a store: what could not be solved is the prior, and the status says so
         prior = np.asarray(hierarchy.prior_sd(hyper))

@@ -253,8 +253,13 @@ def _own_variance(system: System, inverse: Array) -> Array:
 
 @partial(jax.jit, static_argnames="samples")
 def _variance(system: System, key: Array, *, samples: int) -> Array:
-    """(T, K, Y, X) of x: the pixel blocks of M in closed form + the mean square of draws of what they are given, from M^-1."""
-    hierarchy = system.hierarchy
+    """(T, K, Y, X) of x: the pixel blocks of M in closed form + that of draws of what they are given, from M^-1.
+
+    The scene m errs alike in all pixels, so draws would make the sd of a whole tile too large or small by 1 / sqrt(2 S). Its own variance
+    is known: draws x tell its share b and the rest, and count as  b^2 Var m + sum (x - b m)^2 / S,  b = sum x m / sum m^2  (a regression
+    estimator: Cochran 1977, Sampling Techniques, chapter 7).
+    """
+    hierarchy, (steps, rank, height, width) = system.hierarchy, system.hierarchy.shape
     groups = -(-max(samples, 1) // GROUP)
     each = -(-max(samples, 1) // groups)
 
@@ -262,20 +267,24 @@ def _variance(system: System, key: Array, *, samples: int) -> Array:
         scene, planes = system.preconditioner.draw_given(jax.random.fold_in(key, i), len(hierarchy.days))
         return jnp.einsum("kts,ks->kt", system.factors.scene, scene), planes * hierarchy.liveliness
 
-    def add_group(total: Array, first: Array) -> tuple[Array, None]:
+    def add_group(total: tuple[Array, Array, Array], first: Array) -> tuple[tuple[Array, Array, Array], None]:
         mean, planes = jax.lax.map(one, first * each + jnp.arange(each))
+        scene = jnp.transpose(mean, (2, 0, 1))[..., None]  # (T, S, K, 1)
 
-        def row(planes: Array) -> Array:
-            """(T, K, X) of (S, K, R, X): few pixels at a time, so that nothing of the size of all draws at all times is written."""
-            x = jnp.einsum("tr,skrx->tskx", hierarchy.temporal, planes) + jnp.transpose(mean, (2, 0, 1))[..., None]
-            return (x**2).sum(1)
+        def row(planes: Array) -> tuple[Array, Array]:
+            """Twice (T, K, X) of (S, K, R, X): few pixels at a time, so that nothing of the size of all draws at all times is written."""
+            x = jnp.einsum("tr,skrx->tskx", hierarchy.temporal, planes) + scene
+            return (x**2).sum(1), (x * scene).sum(1)
 
-        return total + jax.lax.map(row, jnp.moveaxis(planes, 3, 0)), None
+        return jax.tree.map(jnp.add, total, (*jax.lax.map(row, jnp.moveaxis(planes, 3, 0)), (scene**2).sum(1))), None
 
-    steps, rank, height, width = hierarchy.shape
-    above, _ = jax.lax.scan(add_group, jnp.zeros((height, steps, rank, width)), jnp.arange(groups))
+    empty = jnp.zeros((height, steps, rank, width))
+    (square, along, scene), _ = jax.lax.scan(add_group, (empty, empty, jnp.zeros((steps, rank, 1))), jnp.arange(groups))
+    known = system.preconditioner.scene_variance(system.factors.scene).T[..., None]
+    share = along / jnp.maximum(scene, 1e-30)
+    above = share**2 * known + jnp.maximum(square - share * along, 0.0) / (groups * each)
     own = _own_variance(system, system.preconditioner.variance) + system.preconditioner.excess.T[:, :, None, None]
-    return own + jnp.moveaxis(above, 0, 2) * (min(samples, 1) / (groups * each))
+    return own + jnp.moveaxis(above, 0, 2) * min(samples, 1)
 
 
 @jax.jit

@@ -203,6 +203,11 @@ class Preconditioner:
         upper, apart, _ = self._upper(*self._draw_upper(key))
         return upper["scene"][:, :steps], jnp.einsum("kqr,kryx->kqyx", self.base, times(self.inverse, apart))
 
+    def scene_variance(self, factor: Array) -> Array:
+        """(K, T) variance of the scene in `draw_given`.  factor: (K, T, T), of its white coefficients."""
+        first = [rows[:, :, : factor.shape[2]] for rows in self.top]
+        return jnp.asarray(sum((jnp.einsum("kus,kts->kut", rows, factor[:, :, : rows.shape[2]]) ** 2).sum(1) for rows in first))
+
     def _draw_upper(self, key: Array) -> tuple[Array, Array]:
         """The top (K, U) from N(0, M^-1), and objects (K, R_o, O) about what they are given the top."""
         first, second = jax.random.split(key)

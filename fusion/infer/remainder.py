@@ -58,7 +58,7 @@ class Remainder:
         covariance = hierarchy.left_out(hyper)
         looks, factors = tuple(s for s, _ in fine), tuple(w for _, w in fine)
         mean, variance = _solved(hierarchy, looks, hyper, factors, white, covariance)
-        return cls(np.array(mean), np.array(variance), np.asarray(covariance, np.float64))
+        return cls(np.asarray(mean), np.asarray(variance), np.asarray(covariance, np.float64))
 
     @cached_property
     def _root(self) -> Array:

@@ -62,6 +62,20 @@ def test_closed_form_sd_without_coarse_looks(off: str | None, complete: bool, me
 
 
 @pytest.mark.usefixtures("hasty")
+def test_the_variance_of_the_scene_needs_no_draws() -> None:
+    w = world("fine", complete=True)
+    w.simulate(2)
+    few = [n for n in LEVELS[1:] if n != "object"]  # objects alone beside the scene: what draws tell of them is apart in each
+    hyper = w.hyper.replace(sd=w.hyper.sd.at[np.array([LEVELS.index(n) for n in few])].multiply(1e-3))
+    prior = np.asarray(w.hierarchy.prior_variance(hyper), np.float64)
+    scene = np.asarray(w.hierarchy.level_variance(hyper)["scene"], np.float64)
+    found = np.stack([np.asarray(posterior(w.hierarchy, (), hyper, jax.random.key(i), samples=16).canonical_var) for i in range(6)])
+    assert (scene / prior).mean() > 0.5
+    off = found.mean((3, 4)) / prior.mean((2, 3)) - 1  # over the tile: draws of the scene alone would be off by sqrt(2 / 16) = .35 of its share
+    assert np.sqrt((off**2).mean()) < 0.12
+
+
+@pytest.mark.usefixtures("hasty")
 def test_noise_is_inverted_exactly() -> None:
     w = world("plain")
     w.simulate(3)

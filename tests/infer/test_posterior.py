@@ -17,6 +17,7 @@ from fusion.cube.grid import Grid
 from fusion.cube.spectrum import SpectralBasis
 from fusion.errors import JobError
 from fusion.infer import Status, engine, fit
+from fusion.infer.problem import pose
 from tests.infer.oracle import K, T, World, X, Y, world
 
 pytestmark = pytest.mark.usefixtures("hasty")  # five programs for a hundred pixels
@@ -79,8 +80,9 @@ def test_no_data_is_the_prior_exactly(posed: tuple[World, Cube]) -> None:
         got = fit(observations, posed[1], **SETTINGS)
         assert got.status is Status.NO_DATA
         assert not got.mean.any()
-        assert np.isfinite(got.sd).all()
         assert (got.sd > 0).all()
+        hierarchy = pose(observations, posed[1], **{k: v for k, v in SETTINGS.items() if k not in ("engine", "draws")}).hierarchy
+        np.testing.assert_array_equal(got.sd, hierarchy.prior_sd(got.hyper))
 
 
 def _with(obs: Any, **changes: Any) -> Any:
