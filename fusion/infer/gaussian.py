@@ -274,7 +274,8 @@ def _variance(system: System, key: Array, *, samples: int) -> Array:
         def row(planes: Array) -> tuple[Array, Array]:
             """Twice (T, K, X) of (S, K, R, X): few pixels at a time, so that nothing of the size of all draws at all times is written."""
             x = jnp.einsum("tr,skrx->tskx", hierarchy.temporal, planes) + scene
-            return (x**2).sum(1), (x * scene).sum(1)
+            drawn = [(x[:, s], scene[:, s]) for s in range(each)]  # open sums fuse into one loop
+            return jnp.asarray(sum(a * a for a, _ in drawn)), jnp.asarray(sum(a * b for a, b in drawn))
 
         return jax.tree.map(jnp.add, total, (*jax.lax.map(row, jnp.moveaxis(planes, 3, 0)), (scene**2).sum(1))), None
 
