@@ -256,8 +256,8 @@ def _variance(system: System, key: Array, *, samples: int) -> Array:
     """(T, K, Y, X) of x: the pixel blocks of M in closed form + that of draws of what they are given, from M^-1.
 
     The scene m errs alike in all pixels, so draws would make the sd of a whole tile too large or small by 1 / sqrt(2 S). Its own variance
-    is known: draws x tell its share b and the rest, and count as  b^2 Var m + sum (x - b m)^2 / S,  b = sum x m / sum m^2  (a regression
-    estimator: Cochran 1977, Sampling Techniques, chapter 7).
+    is known, so that a draw x counts by its share b of it (a regression estimator: Cochran 1977, Sampling Techniques, chapter 7):
+    sum x^2 / S + b^2 (Var m - sum m^2 / S),    b = sum x m / (sum m^2 + Var m), which one draw more bounds where there are few.
     """
     hierarchy, (steps, rank, height, width) = system.hierarchy, system.hierarchy.shape
     groups = -(-max(samples, 1) // GROUP)
@@ -282,8 +282,8 @@ def _variance(system: System, key: Array, *, samples: int) -> Array:
     empty = jnp.zeros((height, steps, rank, width))
     (square, along, scene), _ = jax.lax.scan(add_group, (empty, empty, jnp.zeros((steps, rank, 1))), jnp.arange(groups))
     known = system.preconditioner.scene_variance(system.factors.scene).T[..., None]
-    share = along / jnp.maximum(scene, 1e-30)
-    above = share**2 * known + jnp.maximum(square - share * along, 0.0) / (groups * each)
+    share = along / jnp.maximum(scene + known, 1e-30)
+    above = square / (groups * each) + share**2 * (known - scene / (groups * each))
     own = _own_variance(system, system.preconditioner.variance) + system.preconditioner.excess.T[:, :, None, None]
     return own + jnp.moveaxis(above, 0, 2) * min(samples, 1)
 
