@@ -66,13 +66,11 @@ def settle(
     if rest:
         mean, canonical = mean + _mixed(hierarchy.mixing, rest.mean), canonical + rest.variance
         sd = np.sqrt(sd**2 + _mixed(np.square(hierarchy.mixing), rest.variance))
-    if not problem.series:  # no draws are needed for what is known
-        sd, canonical = np.array(hierarchy.prior_sd(hyper)), np.array(hierarchy.prior_variance(hyper))
     bad = ~(np.isfinite(mean) & np.isfinite(sd))
-    if bad.any():  # never a NaN in a store: what could not be solved is the prior, and the status says so
-        prior = np.asarray(hierarchy.prior_sd(hyper))
-        mean, sd = np.where(bad, 0.0, mean), np.where(bad, prior, sd)
-        canonical = np.where(np.isfinite(canonical), canonical, 1.0)
+    if bad.any() or not problem.series:  # never a NaN in a store: what no data tell, or could not be solved, is the prior; the status says which
+        told = bool(problem.series)
+        mean, sd = np.where(bad, 0.0, mean), np.where(~bad & told, sd, hierarchy.prior_sd(hyper))
+        canonical = np.where(np.isfinite(canonical) & told, canonical, hierarchy.prior_variance(hyper))
     fields = _draws(problem, hyper, found, mean, draws, rest, jax.random.fold_in(key, 2**22))
     chi = _by_sensor(problem, np.asarray(found.chi_square))
     status, message = _status(problem, found, chi, int(bad.sum()), tolerance, max_iterations)

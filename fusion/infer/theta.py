@@ -113,7 +113,7 @@ def whitened(known: Evidence, place: Place, sensors: tuple[str, ...]) -> None:
 
 @cache
 def one_by_one(sensors: tuple[str, ...]) -> Any:
-    """(u, evidence) -> log posterior of u, differentiable in u; on a CPU chains and particles are done one after the other.
+    """(u, evidence) -> log posterior of u, differentiable in u; on a CPU particles are done one after the other.
 
     All at once they leave the caches of a core: four take half as long again (measured). The gradient is found with the value.
     """
