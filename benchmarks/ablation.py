@@ -28,6 +28,8 @@ from fusion.infer import empirical
 from fusion.infer.engine import settle, with_moments
 from fusion.infer.mixture import robust_weights
 from fusion.infer.problem import Problem, pose
+from fusion.infer.tails import tail_of
+from fusion.infer.theta import evidence
 from fusion.process.hierarchy import LEVELS, Hyper
 from fusion.process.moment import SUDDEN
 
@@ -49,6 +51,8 @@ class Row:
     """does ground change unequally"""
     sudden: float = SUDDEN
     """share of a change between looks that comes at one moment"""
+    tailed: bool = True
+    """is the law of errors learned, or normal"""
 
 
 def _without(level: str) -> Callable[[Hyper], Hyper]:
@@ -63,6 +67,7 @@ ROWS = (
     Row("no single pixels", _without("pixel")),
     Row("all ground equally lively", lively=False),
     Row("no change at unseen moments", sudden=0.0),
+    Row("normal errors", tailed=False),
     Row("no learned temporal covariance", lambda hyper: hyper.replace(learned=NOTHING**2)),
     Row("no lasting discrepancy", lambda hyper: hyper.replace(discrepancy=NOTHING)),
     Row("no offsets", lambda hyper: hyper.replace(offset=NOTHING)),
@@ -119,8 +124,9 @@ def run(case: Case, row: Row) -> Score:
     theta = row.theta(problem.hyper)
     weights = robust_weights(problem, theta)[0] if row.robust else None
     posterior = with_moments(settle(problem, theta, cube, draws=DRAWS, weights=weights, samples=SETTING["samples"]), problem, 0)
+    tail = tail_of(evidence(problem.views, theta, None, 0), theta) if row.tailed else 0.0
     mean, sd = predicted(posterior, case, cube)
-    return score(mean, case.truth, sd, time.perf_counter() - start)
+    return score(mean, case.truth, sd, time.perf_counter() - start, tail)
 
 
 def chosen(data: Path, names: list[str], window: int) -> Iterator[tuple[str, Case]]:

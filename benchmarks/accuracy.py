@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import norm
 
 from benchmarks.pairs import Case, cases, forecasts, observations, read, sensors, small
 from benchmarks.peers import naive
@@ -31,6 +30,7 @@ from fusion.cube.spectrum import SpectralBasis
 from fusion.infer import Posterior, fit
 from fusion.observe.footprint import footprint
 from fusion.observe.sensor import Sensor
+from fusion.process import tails
 
 Array = NDArray[np.float64]
 FILES = ("cia_west", "salton_north", "boreas_west")
@@ -54,8 +54,8 @@ class Score:
     seconds: float
 
 
-def score(mean: Array, truth: Array, sd: Array | None = None, seconds: float = float("nan")) -> Score:
-    """rmse, coverage and continuous ranked probability score of N(mean, sd^2) over clear pixels.
+def score(mean: Array, truth: Array, sd: Array | None = None, seconds: float = float("nan"), tail: float = 0.0) -> Score:
+    """rmse, coverage and continuous ranked probability score over clear pixels of errors with this sd and tail index.
 
     Source of the score: Gneiting & Raftery 2007, JASA 102, eq. 21. Without an sd it is the mean absolute error.
     """
@@ -65,9 +65,8 @@ def score(mean: Array, truth: Array, sd: Array | None = None, seconds: float = f
         return Score(rmse, np.full(len(LEVELS), np.nan), float(np.nanmean(np.abs(error))), seconds)
     z = error / sd
     clear = np.isfinite(z)
-    cover = np.array([(np.abs(z[clear]) < norm.ppf(0.5 + level / 2)).mean() for level in LEVELS])
-    crps = sd * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi))
-    return Score(rmse, cover, float(np.nanmean(crps)), seconds)
+    cover = np.array([(np.abs(z[clear]) < tails.quantile(0.5 + level / 2, tail)).mean() for level in LEVELS])
+    return Score(rmse, cover, float(tails.crps(error, sd, tail)[clear].mean()), seconds)
 
 
 def predicted(posterior: Posterior, case: Case, cube: Cube) -> tuple[Array, Array]:
@@ -101,12 +100,12 @@ def blurred(sensor: Sensor, grid: Grid, mean: Array, sd: Array, draws: Array) ->
 
 def ours(case: Case, engine: str, setting: dict[str, Any], basis: SpectralBasis | None = None) -> Score:
     """The product's own score on a case; learning of the coarse sensor is part of the fit and timed with it.  basis: as of `fused`."""
-    mean, sd, seconds = fused(case, engine, setting, basis)
-    return score(mean, case.truth, sd, seconds)
+    mean, sd, tail, seconds = fused(case, engine, setting, basis)
+    return score(mean, case.truth, sd, seconds, tail)
 
 
-def fused(case: Case, engine: str, setting: dict[str, Any], basis: SpectralBasis | None = None) -> tuple[Array, Array, float]:
-    """(mean, sd, seconds of the fit) of the hidden image of a case, as `predicted`.
+def fused(case: Case, engine: str, setting: dict[str, Any], basis: SpectralBasis | None = None) -> tuple[Array, Array, float, float]:
+    """(mean, sd, tail index, seconds of the fit) of the hidden image of a case, as `predicted`.
 
     basis: of the latent field, instead of the bands themselves.
     """
@@ -114,7 +113,7 @@ def fused(case: Case, engine: str, setting: dict[str, Any], basis: SpectralBasis
     start = time.perf_counter()
     posterior = fit(looks, cube, engine=engine, draws=DRAWS, **setting)
     seconds = time.perf_counter() - start
-    return *predicted(posterior, case, cube), seconds
+    return *predicted(posterior, case, cube), posterior.tail, seconds
 
 
 def main() -> None:

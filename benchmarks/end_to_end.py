@@ -219,7 +219,7 @@ def piped(case: Case, work: Path, core: int, halo: int) -> tuple[Score, dict[str
     mean, sd = (seen[k].transpose("band", "y", "x").values.astype(np.float64) for k in ("mean", "sd"))
     mean, sd = blurred(fine, cube.fusion.cube.grid, mean, sd, seen["draws"].transpose("draw", "band", "y", "x").values.astype(np.float64))
     total = _observed_sd(store, fine, mean, sd, core)
-    return score(mean, case.truth, total, seconds), {"mean": mean, "sd": sd, "total": total}
+    return score(mean, case.truth, total, seconds, float(seen["tail"].mean())), {"mean": mean, "sd": sd, "total": total}
 
 
 def _made(folder: Path) -> Path:

@@ -60,7 +60,7 @@ def main() -> None:
         found = []
         for case in (c for c in cases(pair) if c.protocol in ("loo", "cia")):
             console.print(f"{name} {pair.fine_dates[case.target]}", style="dim")
-            mean, _, _ = fused(case, "gaussian", SETTING)
+            mean, *_ = fused(case, "gaussian", SETTING)
             found.append(left(case, mean))
         for table in (scales(pair, found), told(pair, found), rules(pair, found)):
             console.print(table)

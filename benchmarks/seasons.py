@@ -96,7 +96,7 @@ def season(scenes: Sequence[Scene], engine: str) -> list[tuple[Score, Score]]:
         mean, sd = predictive(looks[target], found, found.hyper)
         seconds = time.perf_counter() - start
         mean = mean + np.asarray(looks[target].layer.mean)[:, None, None]
-        out.append((score(naive, truth), score(mean, truth, sd, seconds)))
+        out.append((score(naive, truth), score(mean, truth, sd, seconds, found.tail)))
     return out
 
 

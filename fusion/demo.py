@@ -138,14 +138,14 @@ def picture(url: str, made: object, path: Path) -> list[str]:
     actual = made.reflectance(address.calendar.times, [b.response for b in facts.bands], address.grid)  # type: ignore[attr-defined]
     actual = actual.swapaxes(0, 1)
     bands = cube.fusion.bands("landsat-8")[["mean", "sd"]].transpose("band", "time", "y", "x").compute()
-    error = bands["mean"].values - actual
+    error, span = bands["mean"].values - actual, cube.fusion.interval(bands, 0.9)
     looks = {n: made.looks(n) for n in ("landsat-8", "modis-mcd43a4")}  # type: ignore[attr-defined]
     flown = [centre_of(s.when) for s in looks["landsat-8"] if s.seen > 0.3]
     gap = [min(abs((t - f) / np.timedelta64(1, "D")) for f in flown) for t in address.calendar.times]
     worst = int(np.argmax(gap))
     lines = [
         f"rmse of all {len(names)} Landsat bands, all dates: {np.sqrt((error**2).mean()):.4f} reflectance",
-        f"share of truth inside the 90 % interval: {(abs(error) < 1.645 * bands['sd'].values).mean():.1%}",
+        f"share of truth inside the 90 % interval: {((span['lower'].values < actual) & (actual < span['upper'].values)).mean():.1%}",
         f"rmse on {str(address.calendar.times[worst])[:10]}, {gap[worst]:.0f} days from the nearest clear Landsat look: "
         f"{np.sqrt((error[:, worst] ** 2).mean()):.4f}",
     ]

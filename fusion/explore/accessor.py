@@ -13,7 +13,7 @@ import shapely
 import xarray as xr
 from numpy.typing import NDArray
 from odc.geo.geom import Geometry
-from scipy.special import ndtr
+from scipy.ndimage import map_coordinates
 
 from fusion.cube.cube import Cube
 from fusion.cube.spectrum import Response
@@ -24,6 +24,7 @@ from fusion.explore.regrid import regrid
 from fusion.observe.scene import Scene
 from fusion.observe.sensor import Sensor
 from fusion.observe.sensor import sensor as sensor_of
+from fusion.process.tails import cdf
 from fusion.service.pictures import stretch
 
 
@@ -90,6 +91,8 @@ class FusionAccessor:
             out[name].attrs = {"units": "1", "long_name": f"surface reflectance, posterior {name}"}
         out = out.assign_coords(basis_sd=floor**0.5)
         out["basis_sd"].attrs = {"units": "1", "long_name": "part of sd that the spectral basis cannot express; not in draws"}
+        if "tail" in z:
+            out = out.assign_coords(tail=self._tail())
         return out.assign_attrs(self._georeference())
 
     def _exact(self, h: xr.DataArray) -> xr.DataArray | None:
@@ -100,9 +103,7 @@ class FusionAccessor:
         z = self._data
         if not {"canonical_sd", "mixing"} <= set(z.variables):
             return None
-        grid, core = self.cube.grid, int(self.facts["tile"])
-        tile_row = np.floor((grid.y[0] - z["y"]) / grid.resolution + 0.5).astype(int) // core
-        tile_col = np.floor((z["x"] - grid.x[0]) / grid.resolution + 0.5).astype(int) // core
+        tile_row, tile_col = (np.floor(at).astype(int) for at in self._at())
         turned = xr.dot(h, z["mixing"], dim="component").transpose("tile_y", "tile_x", "canonical", ...).compute()
         if not np.isfinite(turned.values[np.unique(tile_row)][:, np.unique(tile_col)]).all():
             return None  # the run has not ended, or its engine gave no account
@@ -115,6 +116,24 @@ class FusionAccessor:
             of, z["canonical_sd"], tile_row, tile_col, input_core_dims=[["component"], [], []], output_core_dims=[[dim]],
             dask="parallelized", output_dtypes=[np.float32], dask_gufunc_kwargs={"output_sizes": {dim: table.shape[-1]}},
         ).assign_coords({dim: h[dim]})  # fmt: skip
+
+    def _at(self) -> tuple[xr.DataArray, xr.DataArray]:
+        """Where the view's pixel centres lie, down and across, in tiles from the cube's first corner."""
+        z, grid, core = self._data, self.cube.grid, int(self.facts["tile"])
+        return ((grid.y[0] - z["y"]) / grid.resolution + 0.5) / core, ((z["x"] - grid.x[0]) / grid.resolution + 0.5) / core
+
+    def _tail(self) -> xr.DataArray:
+        """Tail index of the law of errors (y, x): the tiles' own in their middle, linear between them, so that intervals show no seam."""
+        table = self._data["tail"].values.astype(np.float64)
+
+        def of(rows: NDArray[np.floating], cols: NDArray[np.floating]) -> NDArray[np.floating]:
+            places = np.stack(np.broadcast_arrays(rows - 0.5, cols - 0.5))
+            return np.asarray(map_coordinates(table, places.reshape(2, -1), order=1, mode="nearest"), np.float32).reshape(places.shape[1:])
+
+        chunks = {dim: size[0] for dim, size in self._data["mean"].chunksizes.items() if dim in ("y", "x")}
+        rows, cols = (at.chunk({dim: n for dim, n in chunks.items() if dim in at.dims}) for at in self._at())
+        found = xr.apply_ufunc(of, rows, cols, dask="parallelized", output_dtypes=[np.float32])
+        return found.assign_attrs(units="1", long_name="tail index of the law of errors, 0 = normal")
 
     def _georeference(self) -> dict[str, Any]:
         return {key: self._data.attrs[key] for key in ("url",) if key in self._data.attrs}
@@ -232,7 +251,7 @@ class FusionAccessor:
     def change(self, t0: Any, t1: Any, index: str = "NDVI", threshold: float = 0.1, sensor: str = "landsat-8") -> xr.Dataset:
         """Posterior of the change of an index between two times: mean, sd, and P(|change| > threshold).
 
-        Draws are joint over time, so errors that both dates share cancel. The probability uses a Gaussian of that mean and sd.
+        Draws are joint over time, so errors that both dates share cancel. The probability uses the law of errors with that mean and sd.
         """
         two = self._data.sel(time=[np.datetime64(t0), np.datetime64(t1)], method="nearest")
         found = two.fusion.index(index, sensor)
@@ -241,9 +260,8 @@ class FusionAccessor:
         each = (found["sd"] ** 2).sum("time", skipna=False).transpose(*mean.dims)
         sd = moments.pooled(each, difference - mean) ** 0.5
         scale = sd.where(~(sd <= 0), 1e-6)
-        beyond = xr.apply_ufunc(ndtr, -(threshold - mean) / scale, dask="parallelized") + xr.apply_ufunc(
-            ndtr, (-threshold - mean) / scale, dask="parallelized"
-        )
+        law = found.coords.get("tail", xr.DataArray(0.0))
+        beyond = sum(xr.apply_ufunc(cdf, (side * mean - threshold) / scale, law, dask="parallelized") for side in (1, -1))
         days = [str(t)[:10] for t in two.time.values]
         return xr.Dataset(
             {"mean": mean, "sd": sd, "probability": beyond, "draws": difference},
@@ -252,6 +270,7 @@ class FusionAccessor:
 
     interval = staticmethod(moments.interval)
     quantiles = staticmethod(moments.quantiles)
+    normal_errors = staticmethod(moments.normal_errors)
     regrid = staticmethod(regrid)
 
     # ---- pictures and accounts ------------------------------------------------------------------------------------------------

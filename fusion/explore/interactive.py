@@ -139,7 +139,7 @@ def spectrum(
     ))
     for name, colour in zip(sensors, COLOURS[1:], strict=False):
         channels = tables.channels(dataset, lon, lat, time, name, scenes).reset_coords(drop=False).to_dataframe().reset_index()
-        channels["half"], channels["reach"] = 1.645 * channels["sd"], channels["width"] / 2
+        channels["reach"] = channels["width"] / 2
         if "band" not in channels:  # a spectrometer: its channels lie on the curve, what it saw does not
             dots = hv.Scatter(channels.dropna(subset=["seen"]), "wavelength", ["seen"], label=f"{name}, seen")
             layers.append(dots.opts(color=colour, size=3, tools=["hover"]))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
-from scipy.special import ndtri
 
 from fusion.errors import JobError
+from fusion.process.tails import normal_score, quantile
 
 POOL = 5
 """pixels: what draws say about correlation and shape is pooled over POOL x POOL neighbours, where it varies little"""
@@ -47,7 +48,7 @@ def pooled(independent: xr.DataArray, deviation: xr.DataArray | None, space: tup
 def quantiles(estimate: xr.Dataset, q: Sequence[float] | float) -> xr.DataArray:
     """Posterior quantiles of an estimate, over (quantile, ...).  q: in 0..1.
 
-        linear in the field (bands, wavelengths):   mean + sd Phi^-1(q), exact given the parameters
+        linear in the field (bands, wavelengths):   mean + sd F^-1(q), F the law of errors of the tail index `tail`, normal without one
         nonlinear (indices; it has `plug_in`):      mean + sd Q(q), Q: the quantile of the draws' standardised deviations, pooled
                                                     over POOL x POOL neighbours
 
@@ -56,9 +57,13 @@ def quantiles(estimate: xr.Dataset, q: Sequence[float] | float) -> xr.DataArray:
     levels = np.atleast_1d(np.asarray(q, float))
     if levels.size == 0 or not ((levels > 0) & (levels < 1)).all():
         raise JobError(f"asked for quantiles {q}: give numbers between 0 and 1, such as (0.05, 0.5, 0.95)")
-    axis = xr.DataArray(levels, dims="quantile", coords={"quantile": levels})
     if "plug_in" not in estimate or "draws" not in estimate:
-        return (estimate["mean"] + estimate["sd"] * axis.copy(data=ndtri(levels))).transpose("quantile", ...)
+        law = estimate.coords.get("tail", xr.DataArray(0.0))
+        shape = xr.apply_ufunc(
+            lambda tail: quantile(levels, tail), law, output_core_dims=[["quantile"]], dask="parallelized", output_dtypes=[np.float64],
+            dask_gufunc_kwargs={"output_sizes": {"quantile": levels.size}},
+        ).assign_coords(quantile=levels)
+        return (estimate["mean"] + estimate["sd"] * shape).transpose("quantile", ...)
     deviation = estimate["draws"] - estimate["draws"].mean("draw")
     white = deviation / (deviation**2).mean("draw") ** 0.5
     over = ["draw"]
@@ -73,6 +78,12 @@ def quantiles(estimate: xr.Dataset, q: Sequence[float] | float) -> xr.DataArray:
         )
     shape = white.chunk(dict.fromkeys(over, -1)).quantile(levels, over, method="median_unbiased", skipna=True)
     return (estimate["mean"] + estimate["sd"] * shape).transpose("quantile", ...)
+
+
+def normal_errors(estimate: xr.Dataset, truth: Any) -> xr.DataArray:
+    """Errors (truth - mean) in sd, on a scale on which the law of errors is standard normal: what `plots.calibration` judges."""
+    z = (truth - estimate["mean"]) / estimate["sd"]
+    return xr.apply_ufunc(normal_score, z, estimate.coords.get("tail", xr.DataArray(0.0)), dask="parallelized", output_dtypes=[np.float64])
 
 
 def interval(estimate: xr.Dataset, level: float = 0.9) -> xr.Dataset:

@@ -152,7 +152,7 @@ def spectrum(
         seen, day = table["seen"], table.attrs["day"]
         if "band" in table.dims:
             ax.errorbar(
-                table["wavelength"], table["mean"], xerr=table["width"] / 2, yerr=1.645 * table["sd"], fmt="o", color=colour, ms=4,
+                table["wavelength"], table["mean"], xerr=table["width"] / 2, yerr=table["half"], fmt="o", color=colour, ms=4,
                 lw=1.4, label=f"{name} bands, 90 %",
             )
         if seen.notnull().any():
@@ -183,7 +183,7 @@ def decomposition(dataset: xr.Dataset, component: int = 0) -> Figure:
 
 
 def calibration(errors: Mapping[str, Any], title: str = "calibration") -> Figure:
-    """Are the intervals honest?  errors: label -> standardised errors (truth - mean) / sd of values that were held out.
+    """Are the intervals honest?  errors: label -> standardised errors of values that were held out (`normal_errors`).
 
     Left, the probability integral transform Phi(error): flat if calibrated, a heap at the ends if over-confident, in the
     middle if too cautious; the grey band holds 99 % of the bars of as many independent values. Right, the share of truth

@@ -13,6 +13,7 @@ from scipy.special import ndtr, ndtri
 
 from fusion.cube.calendar import centre_of
 from fusion.errors import JobError
+from fusion.explore import moments
 from fusion.observe.scene import Scene
 from fusion.observe.sensor import sensor as sensor_of
 from fusion.service.cli_sensors import width_of
@@ -48,12 +49,13 @@ def _pixel(scene: Scene, lon: float, lat: float) -> tuple[int, int] | None:
 
 
 def channels(dataset: xr.Dataset, lon: float, lat: float, time: Any, sensor: str, scenes: Sequence[Scene] = ()) -> xr.Dataset:
-    """The bands of a sensor at a pixel and time: wavelength, width (nm), mean, sd, and what the nearest of its looks saw.
+    """The bands of a sensor at a pixel and time: wavelength, width (nm), mean, sd, half the 90 % interval, what the nearest of its looks saw.
 
     seen: NaN unless one of `scenes` lies within half a latent step of that time and saw the pixel.
     """
     column = dataset.fusion.pixel(lon, lat).sel(time=np.datetime64(time), method="nearest")
     table = column.fusion.bands(sensor)[["mean", "sd"]].compute()
+    table["half"] = moments.interval(table, 0.9)["upper"] - table["mean"]
     bands = sensor_of(sensor).bands
     nearest = _nearest([s for s in scenes if s.sensor == sensor], lon, lat, column.time.values, dataset.time.values)
     day = "" if nearest is None else str(centre_of(nearest[0].when))[:10]
@@ -98,7 +100,7 @@ def statuses(dataset: xr.Dataset) -> tuple[NDArray[np.intp], list[str]]:
 def calibration(errors: Mapping[str, Any]) -> dict[str, xr.Dataset]:
     """label -> density of the probability integral transform Phi(error) per bar, and the share inside each central interval.
 
-    errors: label -> standardised errors (truth - mean) / sd. attrs: count, and spread = half of the range that holds 99 % of
+    errors: label -> standardised errors, as `moments.normal_errors` gives them. attrs: count, and spread = half of the range that holds 99 % of
     the bars of as many independent calibrated values. Raises JobError where nothing is finite.
     """
     out = {}

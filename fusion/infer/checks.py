@@ -21,6 +21,7 @@ from fusion.cube.cube import Cube
 from fusion.infer import fit
 from fusion.infer.landscape import images
 from fusion.infer.posterior import Posterior
+from fusion.process import tails
 from fusion.process.hierarchy import Hyper
 from fusion.process.landscape import soft_classes
 
@@ -33,29 +34,30 @@ MOST_PIXELS = 4000
 
 
 def validate(
-    observations: Sequence[Any], cube: Cube, *, most: int = 24, draws: int = 32, seed: int = 0, hyper: Hyper | None = None,
+    observations: Sequence[Any], cube: Cube, *, most: int = 24, draws: int = 32, seed: int = 0, hyper: Hyper | None = None, tail: float | None = None,
     origin: tuple[int, int] = (0, 0), learn: str = "variational", classes: int = 4, **settings: Any,
 ) -> pd.DataFrame:
-    """One row per compared value: sensor, scene, band, class, gap (days), measured, predicted, sd, linear.
+    """One row per compared value: sensor, scene, band, class, gap (days), measured, predicted, sd, tail, linear.
 
     most: acquisitions left out, spread evenly over all with at least 2 % clear values. hyper: theta, else learned by the engine
-    `learn`. classes: of land cover, from the fine looks. linear: the naive prediction, straight between the same sensor's
-    looks before and after at that pixel (NaN where there are none). settings: those of `problem.pose`. Feed the result to `score`
-    and `render`.
+    `learn`. tail: index of the law of errors (`fusion.process.tails`), learned like theta. classes: of land cover, from the fine looks.
+    linear: the naive prediction, straight between the same sensor's looks before and after at that pixel (NaN where there are none).
+    settings: those of `problem.pose`. Feed the result to `score` and `render`.
     """
     usable = [i for i, obs in enumerate(observations) if np.mean(np.asarray(obs.precision) > 0) >= 0.02]
     if len(usable) > most:
         usable = [usable[i] for i in np.unique(np.linspace(0, len(usable) - 1, most).round().astype(int))]
     if hyper is None:
-        hyper = fit(observations, cube, engine=learn, draws=0, seed=seed, origin=origin, **settings).hyper
+        begun = fit(observations, cube, engine=learn, draws=0, seed=seed, origin=origin, **settings)
+        hyper, tail = begun.hyper, begun.tail if tail is None else tail
     cover = _cover(observations, cube, classes, seed)
     rng = np.random.default_rng(seed)
     rows = []
     for i in usable:
         rest = [obs for j, obs in enumerate(observations) if j != i and not _twin(obs, observations[i])]
-        found = fit(rest, cube, engine="gaussian", hyper=hyper, draws=draws, seed=seed, origin=origin, **settings)
+        found = fit(rest, cube, engine="gaussian", hyper=hyper, tail=tail, draws=draws, seed=seed, origin=origin, **settings)
         rows.append(_compare(observations[i], rest, found, cover, hyper, rng))
-    columns = ["sensor", "scene", "band", "class", "gap", "measured", "predicted", "sd", "linear"]
+    columns = ["sensor", "scene", "band", "class", "gap", "measured", "predicted", "sd", "tail", "linear"]
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame({name: [] for name in columns})
 
 
@@ -121,7 +123,7 @@ def _compare(
         told = {"measured": np.asarray(obs.data[b], np.float64), "predicted": mean[b], "linear": linear[b]}
         parts.append(pd.DataFrame({
             "sensor": obs.sensor, "scene": obs.scene_id, "band": band, "class": kind.ravel()[picked], "gap": gap.ravel()[picked],
-            "sd": sd[b].ravel()[picked], **{name: value.ravel()[picked] + level[b] for name, value in told.items()},
+            "sd": sd[b].ravel()[picked], "tail": found.tail, **{name: value.ravel()[picked] + level[b] for name, value in told.items()},
         }))
     return pd.concat(parts, ignore_index=True)
 
@@ -147,25 +149,30 @@ def score(values: pd.DataFrame, by: Sequence[str] = ("sensor", "band")) -> pd.Da
     """One row per group: values, looks, rmse, rmse_there and linear (ours and its, where both exist), bias, crps, cover50,
     cover90, cover95, rms_z, pit.
 
-    by: any of sensor, band, class, gap (binned at GAPS, days). crps: of the normal predictive (Gneiting & Raftery 2007, JASA
-    102, eq. 21). pit: shares of the probability integral transform in ten equal bins, flat where calibrated. rms_z: 1 where
-    calibrated.
+    by: any of sensor, band, class, gap (binned at GAPS, days). crps, cover, pit: of the predictive law, sd and tail index together. pit: shares of
+    the probability integral transform in ten equal bins, flat where calibrated. rms_z: 1 where calibrated.
     """
     table = values.assign(gap=pd.cut(values["gap"], list(GAPS), include_lowest=True).astype(str))
     rows = []
     for key, group in table.groupby(list(by), sort=True, observed=True):
         error = (group["predicted"] - group["measured"]).to_numpy()
         sd, naive = group["sd"].to_numpy(), (group["linear"] - group["measured"]).to_numpy()
-        z, both = -error / sd, np.isfinite(naive)
-        crps = sd * (z * (2 * ndtr(z) - 1) + 2 * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi) - 1 / np.sqrt(np.pi))
-        pit = np.histogram(ndtr(z), bins=10, range=(0, 1))[0] / len(z)
+        both, tail = np.isfinite(naive), group["tail"].to_numpy()
+        normal = normal_scores(group)
+        crps = np.concatenate([tails.crps(error[tail == one], sd[tail == one], one) for one in np.unique(tail)])
+        pit = np.histogram(ndtr(normal), bins=10, range=(0, 1))[0] / len(normal)
         rows.append({
-            **dict(zip(by, key, strict=True)), "values": len(z), "looks": group["scene"].nunique(), "rmse": _rms(error),
+            **dict(zip(by, key, strict=True)), "values": len(error), "looks": group["scene"].nunique(), "rmse": _rms(error),
             "rmse_there": _rms(error[both]), "linear": _rms(naive[both]), "bias": float(error.mean()), "crps": float(crps.mean()),
-            **{f"cover{100 * p:.0f}": float((abs(z) < ndtri(0.5 + p / 2)).mean()) for p in LEVELS},
-            "rms_z": _rms(z), "pit": tuple(np.round(pit, 4).tolist()),
+            **{f"cover{100 * p:.0f}": float((abs(normal) < ndtri(0.5 + p / 2)).mean()) for p in LEVELS},
+            "rms_z": _rms(error / sd), "pit": tuple(np.round(pit, 4).tolist()),
         })
     return pd.DataFrame(rows)
+
+
+def normal_scores(values: pd.DataFrame) -> NDArray[np.float64]:
+    """Errors (measured - predicted) on a scale on which their law is standard normal, whatever its tails."""
+    return tails.normal_score((values["measured"] - values["predicted"]) / values["sd"], values["tail"])
 
 
 def _rms(values: NDArray[np.float64]) -> float:

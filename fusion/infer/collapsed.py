@@ -130,17 +130,21 @@ def leave_one_out(covariance: Array, value: Array, judged: Array, sudden: Array)
     return _leave_one_out(covariance, value, judged, sudden)[0]
 
 
-def _leave_one_out(covariance: Array, value: Array, judged: Array, sudden: Array) -> tuple[Array, Any]:
+def _left_out(covariance: Array, value: Array) -> tuple[Array, Array, Array]:
+    """(S^-1, its diagonal, NaN where rounding spoiled it, S^-1 y): r = S^-1 y / diagonal, of variance 1 / diagonal."""
     precision = jnp.moveaxis(invert(jnp.moveaxis(covariance, (-2, -1), (0, 1)))[0], (0, 1), (-2, -1))
-    weighted = jnp.einsum("...nm,...m->...n", precision, value)
+    own = jnp.diagonal(precision, axis1=-2, axis2=-1)
+    return precision, jnp.where((own > 0) & (own < SHARPEST), own, jnp.nan), jnp.einsum("...nm,...m->...n", precision, value)
+
+
+def _leave_one_out(covariance: Array, value: Array, judged: Array, sudden: Array) -> tuple[Array, Any]:
+    precision, own, weighted = _left_out(covariance, value)
 
     def score(own: Array, weighted: Array) -> Array:
-        """own: diagonal of A, so that r = a / own."""
-        own = jnp.where((own > 0) & (own < SHARPEST), own, jnp.nan)
         variance = 1 / own + sudden
         return -0.5 * (judged * (jnp.log(variance) + (weighted / own) ** 2 / variance)).sum(-1)
 
-    found, back = jax.vjp(score, jnp.diagonal(precision, axis1=-2, axis2=-1), weighted)
+    found, back = jax.vjp(score, own, weighted)
     return found, (precision, weighted, *back(jnp.ones_like(found)))
 
 
@@ -157,8 +161,21 @@ leave_one_out.defvjp(_leave_one_out, _pull_leave_one_out)
 
 def terms(probes: Probes, hyper: Hyper, dates: Array) -> Array:
     """(J, K) the score of every probe and channel; 0 where nothing is judged."""
-    spread, seen = covariance(probes, hyper, dates), jnp.swapaxes(probes.seen, 1, 2)
-    return leave_one_out(spread, jnp.swapaxes(probes.value, 1, 2) * seen, probes.judged[:, None] * seen, jnp.swapaxes(probes.sudden, 1, 2))
+    return leave_one_out(covariance(probes, hyper, dates), *_values(probes))
+
+
+def _values(probes: Probes) -> tuple[Array, Array, Array]:
+    """(value, judged, sudden), each (J, K, n)."""
+    seen = jnp.swapaxes(probes.seen, 1, 2)
+    return jnp.swapaxes(probes.value, 1, 2) * seen, probes.judged[:, None] * seen, jnp.swapaxes(probes.sudden, 1, 2)
+
+
+@jax.jit
+def errors(probes: Probes, hyper: Hyper, dates: Array) -> Array:
+    """(J, K, n) r / sqrt(v): how many of its sd each judged look lies from what the others say of it; NaN for those that only predict."""
+    value, judged, sudden = _values(probes)
+    _, own, weighted = _left_out(covariance(probes, hyper, dates), value)
+    return jnp.where(judged > 0, weighted / own / jnp.sqrt(1 / own + sudden), jnp.nan)
 
 
 def probed(white: Array, batches: tuple[Probes, ...], hierarchy: Hierarchy, sensors: tuple[str, ...]) -> Array:

@@ -16,6 +16,8 @@ from fusion.infer.gaussian import Field, System
 from fusion.infer.posterior import Posterior, Status
 from fusion.infer.problem import Problem, pose
 from fusion.infer.remainder import Remainder
+from fusion.infer.tails import tail_of, with_tail
+from fusion.infer.theta import evidence
 from fusion.process.hierarchy import Factors, Hierarchy, Hyper
 from fusion.process.keyed import keyed_normal
 from fusion.process.moment import Between, unseen
@@ -26,17 +28,19 @@ MISFIT = 4.0
 
 def fit(
     observations: Sequence[Any], cube: Cube, *, hyper: Hyper | None = None, draws: int = 16, seed: int = 0,
-    origin: tuple[int, int] = (0, 0), tolerance: float = 0.02, max_iterations: int = 200, samples: int = 32, exact_sd: bool = False, **settings: Any,
+    origin: tuple[int, int] = (0, 0), tolerance: float = 0.02, max_iterations: int = 200, samples: int = 32, exact_sd: bool = False,
+    tail: float | None = None, **settings: Any,
 ) -> Posterior:
     """The exact posterior for one theta, default the prior medians.  settings: those of `problem.pose`.
 
     exact_sd: the sd from the exact draws instead of samples of the preconditioner (unbiased, its scatter falls as 1 / sqrt(draws):
-    ask for 200 and more).
+    ask for 200 and more). tail: index of the law of errors, None = learned from left-out looks.
     """
     problem = pose(observations, cube, origin=origin, **settings)
     theta = problem.hyper if hyper is None else matched(hyper, problem.hyper)
     solver: dict[str, Any] = {"tolerance": tolerance, "max_iterations": max_iterations, "samples": samples, "exact_sd": exact_sd}
-    return with_moments(settle(problem, theta, cube, draws=draws, seed=seed, **solver), problem, seed)
+    found = with_moments(settle(problem, theta, cube, draws=draws, seed=seed, **solver), problem, seed)
+    return with_tail(found, tail_of(evidence(problem.views, theta, None, seed), theta) if tail is None else tail)
 
 
 def matched(hyper: Hyper, like: Hyper) -> Hyper:

@@ -20,6 +20,7 @@ from fusion.infer.gaussian import System, Weights, solve
 from fusion.infer.looks import Looks
 from fusion.infer.posterior import Posterior, Status
 from fusion.infer.problem import Problem, pose
+from fusion.infer.tails import tail_of, with_tail
 from fusion.infer.theta import Start, Theta, start
 from fusion.process.hierarchy import Hierarchy, Hyper
 from fusion.process.pooling import Population, Summary, pool
@@ -92,7 +93,8 @@ def fit_with(
         settle(problem, one, cube, draws=draws // len(hypers) + (i < draws % len(hypers)), seed=seed * 1009 + i, samples=each, **solver)
         for i, one in enumerate(hypers)
     ]
-    return with_moments(mixed(parts, theta, {"gross_residuals": gross}), problem, seed)
+    found = with_moments(mixed(parts, theta, {"gross_residuals": gross}), problem, seed)
+    return with_tail(found, tail_of(begun.known, theta.hyper))
 
 
 @dataclass

@@ -14,6 +14,7 @@ from fusion.cube.calendar import instant_of
 from fusion.cube.cube import Cube
 from fusion.cube.spectrum import Response
 from fusion.errors import JobError
+from fusion.process.tails import quantile
 
 Floats = NDArray[np.float32]
 
@@ -85,6 +86,8 @@ class Posterior:
     canonical_var: Floats
     """(T, K, Y, X) variance of x"""
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
+    tail: float = 0.0
+    """tail index of the law of errors in units of their sd (`fusion.process.tails`), 0 = normal: what intervals are made with"""
 
     def _colour(self, what: Any) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """(H (B, K), mean (B,), out-of-subspace variance (B,)) of a sensor, responses or wavelengths (nm)."""
@@ -127,6 +130,16 @@ class Posterior:
         sd = np.einsum("nt,tbyx->nbyx", tau, np.sqrt(variance))
         extra = residual + (0.0 if noise is None else np.broadcast_to(np.asarray(noise, float), residual.shape) ** 2)
         return mean.astype(np.float32), np.sqrt(sd**2 + extra[:, None, None]).astype(np.float32)
+
+    def quantiles(
+        self, q: Sequence[float] | float, what: Any, times: Sequence[Any] | None = None, *, noise: Any = None
+    ) -> NDArray[np.float32]:
+        """(Q, N, B, Y, X) quantiles of what `predict` gives, in 0..1: mean + sd F^-1(q), F the law of errors."""
+        levels = np.atleast_1d(np.asarray(q, np.float64))
+        if levels.size == 0 or not ((levels > 0) & (levels < 1)).all():
+            raise JobError(f"asked for quantiles {q}: give numbers between 0 and 1, such as (0.05, 0.5, 0.95)")
+        mean, sd = self.predict(what, times, noise=noise)
+        return (mean + sd * quantile(levels, self.tail)[:, None, None, None, None]).astype(np.float32)
 
     def expectation(self, f: Callable[..., Any], what: Any, times: Sequence[Any] | None = None) -> Expectation:
         """E and sd of f(band, band, ...) over the draws.  f: takes the B reflectances of `what`, each (N, Y, X), returns (N, Y, X)."""

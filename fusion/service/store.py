@@ -44,7 +44,7 @@ from fusion.errors import FusionError, StoreError
 from fusion.service.objects import Objects, finite, normal_url, store_errors
 from fusion.service.template import CODES, DRAW_STEP, Layout, write_template
 
-FORMAT = 1
+FORMAT = 2
 NAME = re.compile(r"^(\d{1,9})\.(\d{1,9})\.json$")
 
 
@@ -238,17 +238,18 @@ class CubeStore:
         self.objects.put(f"status/failed/{index[0]}.{index[1]}.json", document)
 
     def finish(self) -> dict[str, int]:
-        """Gathers the records into `status`, `chi_square`, `looks`, `mixing` and consolidates the metadata; may be repeated."""
+        """Gathers the records into `status`, `chi_square`, `looks`, `mixing`, `tail` and consolidates the metadata; may be repeated."""
         rows, cols = self.layout.tiles
         status = np.full((rows, cols), CODES["PENDING"], np.uint8)
         chi = np.full((len(self.layout.sensors), rows, cols), np.nan, np.float32)
         looks = np.zeros((len(self.layout.sensors), rows, cols), np.uint16)
         rank = self.cube.basis.rank
-        mixing = np.full((rows, cols, rank, rank), np.nan, np.float32)
+        mixing, tail = np.full((rows, cols, rank, rank), np.nan, np.float32), np.zeros((rows, cols), np.float32)
         for index in self.failed():
             status[index] = CODES["FAILED"]
         for index, record in self.records().items():
             status[index] = CODES.get(str(record.get("status")), CODES["FAILED"])
+            tail[index] = record.get("tail") or 0.0
             if record.get("mixing"):
                 mixing[index] = record["mixing"]
             for n, name in enumerate(self.layout.sensors):
@@ -257,7 +258,7 @@ class CubeStore:
                 looks[(n, *index)] = min(int((record.get("looks") or {}).get(name, 0)), 65535)
         with store_errors(self.url, "writing the statuses"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata")
-            for name, block in {"status": status, "chi_square": chi, "looks": looks, "mixing": mixing}.items():
+            for name, block in {"status": status, "chi_square": chi, "looks": looks, "mixing": mixing, "tail": tail}.items():
                 self.group[name][...] = block
             zarr.consolidate_metadata(self.objects.store)
         names = {code: name for name, code in CODES.items()}

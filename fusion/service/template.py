@@ -134,6 +134,9 @@ class Layout:
             ("tile_y", "tile_x", "component", "canonical"), square, "float32", square, None, np.nan,
             {"long_name": "a tile's matrix from independent components x to z", "units": "1"},
         )
+        plans["tail"] = ArrayPlan(("tile_y", "tile_x"), tiles, "float32", tiles, None, 0.0, {
+            "long_name": "tail index 1 / nu of the law of errors in units of their sd, 0 = normal", "units": "1",
+        })
         plans["looks"] = ArrayPlan(
             ("sensor", "tile_y", "tile_x"), seen, "uint16", seen, None, 0, {"long_name": "scenes fused into a tile", "units": "1"}
         )

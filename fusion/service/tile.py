@@ -246,5 +246,5 @@ def fused(
     return posterior, {
         "status": status.name, "message": message, "chi_square": posterior.chi_square, **record,
         "theta": hyper.to_attrs() if hasattr(hyper, "to_attrs") else None, "diagnostics": getattr(posterior, "diagnostics", {}),
-        "mixing": None if mixing is None else np.asarray(mixing).tolist(),
+        "mixing": None if mixing is None else np.asarray(mixing).tolist(), "tail": float(getattr(posterior, "tail", 0.0)),
     }

@@ -60,6 +60,8 @@ class Exam:
     """global row and column of the padded tile's first pixel"""
     theta: Mapping[str, Any] | None = None
     """what a committed tile learned; None = learned anew"""
+    tail: float | None = None
+    """its index of the law of errors"""
     landscape: Any = None
     """what the cube's tiles learned together, which a committed theta belongs to"""
     land_cover: str | None = None
@@ -147,41 +149,44 @@ def _of_job(job: Job, tiles: int, looks: int) -> tuple[Job, str, list[Exam]]:
 
 def _of_store(store: CubeStore, tiles: int, looks: int) -> tuple[Job, str, list[Exam]]:
     at = desk(store.url, store.about["fingerprint"])
-    thetas = {index: store.record(index).get("theta") for index in store.committed()}
-    exams = _sampled(at.job, store.cube, at.coverage, at.halo, tiles, looks, thetas, store.provenance.get("anchor", (0, 0)))
+    known = {index: store.record(index) for index in store.committed()}
+    exams = _sampled(at.job, store.cube, at.coverage, at.halo, tiles, looks, known, store.provenance.get("anchor", (0, 0)))
     return at.job, store.url, [replace(exam, landscape=landscape_of(store)) for exam in exams]
 
 
 def _sampled(
-    job: Job, cube: Cube, coverage: Coverage, halo: int, tiles: int, looks: int, thetas: Mapping[Index, Any], anchor: Sequence[int],
+    job: Job, cube: Cube, coverage: Coverage, halo: int, tiles: int, looks: int, records: Mapping[Index, Any], anchor: Sequence[int],
 ) -> list[Exam]:
-    """The exams of some tiles; of a cube, of committed ones first."""
+    """The exams of some tiles; of a cube, of committed ones first.  records: of those."""
     core = job.tiles.core
     across = -(-cube.grid.shape[1] // core)
     seen = np.flatnonzero(sum(coverage.counts(cube.grid, core, halo).values()) >= 2)
     if not seen.size:
         raise JobError("no tile is reached by two scenes: there is nothing to leave out; widen the period or add a sensor")
     order = np.random.default_rng(job.engine.seed).permutation(seen)
-    known = [n for n in order if divmod(int(n), across) in thetas]
-    chosen = sorted([*known, *(n for n in order if divmod(int(n), across) not in thetas)][:tiles])
+    known = [n for n in order if divmod(int(n), across) in records]
+    chosen = sorted([*known, *(n for n in order if divmod(int(n), across) not in records)][:tiles])
     exams = []
     for number in chosen:
         index = divmod(int(number), across)
-        tile = tile_at(cube.grid, core, halo, index)
+        tile, record = tile_at(cube.grid, core, halo, index), records.get(index, {})
         exams.append(Exam(
             tile, Cube(tile.grid, cube.calendar, cube.basis), coverage.of(tile), job.engine, job.cluster.read_retries, looks,
-            (tile.origin[0] + anchor[0], tile.origin[1] + anchor[1]), thetas.get(index), land_cover=job.land_cover,
+            (tile.origin[0] + anchor[0], tile.origin[1] + anchor[1]), record.get("theta"), record.get("tail"),
+            land_cover=job.land_cover,
         ))
     return exams
 
 
 def calibration_picture(values: pd.DataFrame) -> Figure:
     """How honest the predictions of hidden scenes were: probability integral transforms, and coverage against its claim."""
+    from fusion.infer.checks import normal_scores
+
     figure = Figure(figsize=(10, 4))
     left, right = figure.subplots(1, 2)
     claims = np.linspace(0.05, 0.99, 48)
     for name, group in values.groupby("sensor", observed=True):
-        z = ((group["measured"] - group["predicted"]) / group["sd"]).to_numpy()
+        z = normal_scores(group)
         left.hist(ndtr(z), bins=20, range=(0, 1), density=True, histtype="step", lw=1.5, label=str(name))
         right.plot(claims, [(np.abs(z) < ndtri(0.5 + p / 2)).mean() for p in claims], lw=1.5, label=str(name))
     left.axhline(1.0, color="0.6", lw=1)
@@ -206,12 +211,14 @@ def examine(exam: Exam, measure: Measure | None = None) -> tuple[pd.DataFrame, b
     asked, origin = exam.engine, exam.origin
     shared = land_cover.known(exam.land_cover, exam.tile.grid, exam.read_retries) | ({} if exam.landscape is None else {"landscape": exam.landscape})
     theta = None if exam.theta is None else Hyper.from_attrs(exam.theta)
+    tail = exam.tail
     if theta is None and measure is None:
-        theta = fit(observations, exam.cube, engine=asked.name, draws=0, seed=asked.seed, origin=origin, **asked.settings, **shared).hyper
-    known = {*inspect.signature(problem.pose).parameters, *inspect.signature(engine.fit).parameters} - {"draws", "hyper"}
+        found = fit(observations, exam.cube, engine=asked.name, draws=0, seed=asked.seed, origin=origin, **asked.settings, **shared)
+        theta, tail = found.hyper, found.tail
+    known = {*inspect.signature(problem.pose).parameters, *inspect.signature(engine.fit).parameters} - {"draws", "hyper", "tail"}
     settings = {name: value for name, value in asked.settings.items() if name in known}
     values = (measure or checks.validate)(
-        observations, exam.cube, most=exam.most, hyper=theta, seed=asked.seed, origin=origin, **settings, **shared
+        observations, exam.cube, most=exam.most, hyper=theta, tail=tail, seed=asked.seed, origin=origin, **settings, **shared
     )
     brightness = values.groupby("class")["measured"].mean().rank(method="first").astype(int) - 1
     values = values.assign(tile=f"{exam.tile.index[0]}.{exam.tile.index[1]}", **{"class": values["class"].map(brightness)})

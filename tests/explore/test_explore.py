@@ -11,6 +11,7 @@ import pytest
 import rasterio
 import shapely
 import xarray as xr
+from scipy.stats import norm
 
 import fusion
 from fusion.cube.calendar import Calendar
@@ -21,6 +22,7 @@ from fusion.errors import JobError, StoreError
 from fusion.explore import export, interactive, plots
 from fusion.observe.sensor import sensor
 from fusion.process.pooling import Summary, pool
+from fusion.process.tails import quantile
 from fusion.service.store import CubeStore
 from fusion.service.template import Layout
 
@@ -99,6 +101,31 @@ def test_the_sd_is_exact_where_the_store_keeps_independent_components(cube: xr.D
     np.testing.assert_allclose(view.fusion.band("landsat-8", "red")["sd"], found[:, CORE + 3, CORE - 2 : CORE + 2], rtol=1e-5)
     running = full.assign(mixing=full["mixing"] * np.nan)  # written when the run ends; until then the draws tell
     np.testing.assert_allclose(running.fusion.band("landsat-8", "red")["sd"], cube.fusion.band("landsat-8", "red")["sd"])
+
+
+def test_intervals_have_the_tails_of_the_tiles(cube: xr.Dataset) -> None:
+    """Of the tile itself in its middle, of both half way between two, lazily and for any part; an average of many pixels is normal."""
+    tails = np.zeros((cube.sizes["tile_y"], cube.sizes["tile_x"]))
+    tails[0, 0] = 0.4
+    full = cube.assign(tail=(("tile_y", "tile_x"), tails))
+    red = full.fusion.band("landsat-8", "red")
+    assert not isinstance(red["tail"].data, np.ndarray)
+    span = full.fusion.interval(red, 0.5).compute()
+    half = ((span["upper"] - span["lower"]) / 2 / red["sd"]).compute().transpose("time", "y", "x").values
+    places = (np.arange(half.shape[1]) + 0.5) / CORE
+    weight = np.clip(1.5 - places, 0, 1)  # linear between the middles of the first two tiles
+    expected = quantile(0.75, 0.4 * weight[:, None] * weight[None])
+    np.testing.assert_allclose(half, np.broadcast_to(expected, half.shape), rtol=2e-3)
+    one = full.isel(y=2, x=3)
+    alone = one.fusion.band("landsat-8", "red")
+    np.testing.assert_allclose((one.fusion.interval(alone, 0.5)["upper"] - alone["mean"]) / alone["sd"], half[:, 2, 3], rtol=1e-3)
+    errors = full.fusion.normal_errors(red, red["mean"] + red["sd"] * quantile(0.9, 0.4)).compute()
+    assert float(errors[0, 0, 0]) == pytest.approx(norm.ppf(0.9), abs=0.01)
+    west, south, east, north = full.fusion.cube.grid.lonlat.boundingbox.bbox
+    assert "tail" not in full.fusion.area(shapely.box(west, south, east, north)).coords
+    change = [d.fusion.change(*cube.time.values[[0, -1]], threshold=0.02)["probability"].isel(y=0, x=0).compute() for d in (cube, full)]
+    assert 0 < float(change[1]) < 1
+    assert float(change[0]) != float(change[1])
 
 
 def test_wavelengths_interpolate_the_basis(cube: xr.Dataset, truth: dict[str, np.ndarray]) -> None:

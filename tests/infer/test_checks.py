@@ -14,6 +14,7 @@ from fusion.cube.cube import Cube
 from fusion.infer.checks import render, score, validate
 from fusion.infer.problem import pose
 from fusion.observe.observation import Observation
+from fusion.process.tails import scales
 from tests.infer import small
 
 pytestmark = pytest.mark.slow  # minutes of compilation on two cores
@@ -26,7 +27,7 @@ def test_scores_follow_their_definitions() -> None:
     error = sd * rng.normal(size=n)
     values = pd.DataFrame({
         "sensor": "a", "scene": rng.choice(["s1", "s2"], n), "band": "red", "class": 0, "gap": 10.0, "measured": 0.2,
-        "predicted": 0.2 + error, "sd": sd, "linear": 0.2 + 2 * error,
+        "predicted": 0.2 + error, "sd": sd, "tail": 0.0, "linear": 0.2 + 2 * error,
     })
     (_, row), = score(values).iterrows()
     assert (row["values"], row["looks"]) == (n, 2)
@@ -45,10 +46,28 @@ def test_scores_follow_their_definitions() -> None:
     assert one == pytest.approx(np.trapezoid((cdf - (x >= 0.2)) ** 2, x), rel=2e-3)
 
 
+def test_scores_heed_the_law_of_errors() -> None:
+    """Errors on eight scales: intervals hold what they say, with their tail index and not without; rows of several laws go together."""
+    rng = np.random.default_rng(2)
+    n, sd = 40_000, 0.02
+    tail = rng.choice([0.1, 0.5], n)
+    error = sd * rng.normal(size=n) * np.where(tail < 0.3, *(rng.choice(scales(one), n) for one in (0.1, 0.5)))
+    values = pd.DataFrame({
+        "sensor": "a", "scene": "s", "band": "red", "class": 0, "gap": 10.0, "measured": 0.2, "predicted": 0.2 + error, "sd": sd, "tail": tail,
+        "linear": np.nan,
+    })
+    (_, row), (_, normal) = (*score(values).iterrows(), *score(values.assign(tail=0.0)).iterrows())
+    assert [row["cover50"], row["cover90"], row["cover95"]] == pytest.approx([0.5, 0.9, 0.95], abs=0.01)
+    np.testing.assert_allclose(row["pit"], 0.1, atol=0.008)
+    assert normal["cover50"] > 0.55
+    assert row["crps"] < normal["crps"]
+    assert row["rms_z"] == normal["rms_z"] == pytest.approx(1, abs=0.02)
+
+
 def test_gaps_and_classes_are_groups() -> None:
     values = pd.DataFrame({
         "sensor": "a", "scene": "s", "band": "red", "class": [0, 0, 1], "gap": [4.0, 20.0, np.inf], "measured": 0.0,
-        "predicted": [0.1, 0.2, 0.3], "sd": 0.1, "linear": np.nan,
+        "predicted": [0.1, 0.2, 0.3], "sd": 0.1, "tail": 0.0, "linear": np.nan,
     })
     assert len(score(values, ("gap",))) == 3
     assert score(values, ("class",))["rmse"].tolist() == pytest.approx([np.sqrt(0.025), 0.3])

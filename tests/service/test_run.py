@@ -53,6 +53,7 @@ def test_a_run_leaves_a_whole_cube(undisturbed: CubeStore) -> None:
     # the engine of this test has z = 2 x
     np.testing.assert_allclose(2 * data["canonical_sd"].values, data["sd"].values, rtol=1e-5)
     np.testing.assert_array_equal(data["mixing"].values[1, 2], 2 * np.eye(2))
+    assert (data["tail"] == 0.25).all()
     level = data["decomposition"].sel(level="pixel").values
     inner = (..., slice(36, 60), slice(36, 60))  # of the tile in the middle, further from its border than the blend reaches
     np.testing.assert_allclose(level[inner], (data["sd"].values[inner] ** 2).mean(0), rtol=1e-4)

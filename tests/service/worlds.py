@@ -91,7 +91,7 @@ def quick_fit(observations: Any, cube: Cube, *, engine: str, draws: int, seed: i
     return SimpleNamespace(
         mean=mean, sd=sd, draws=found, status=Status.OK if observations else Status.NO_DATA, message="",
         chi_square={o.sensor: 1.0 for o in observations}, diagnostics={"observations": len(observations)}, hyper=None,
-        canonical_var=(sd / 2) ** 2, mixing=2 * np.eye(cube.basis.rank), decomposition={"pixel": (sd**2).mean(0)},
+        canonical_var=(sd / 2) ** 2, mixing=2 * np.eye(cube.basis.rank), decomposition={"pixel": (sd**2).mean(0)}, tail=0.25,
     )
 
 
