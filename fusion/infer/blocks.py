@@ -16,6 +16,8 @@ from jax import Array
 from jax.scipy.linalg import solve_triangular
 
 Planes = TypeVar("Planes")
+ROUNDING = 1e-6
+"""share of a diagonal that sums of a few dozen float32 terms leave uncertain"""
 PANELS = 6
 """of the inverse of a tile's top: few enough to be quick to compile, enough to leave out most zeros and to stay in cache"""
 
@@ -39,13 +41,19 @@ def invert(matrix: Array) -> tuple[Array, Array]:
 
 
 def root(matrix: Array) -> Array:
-    """Lower Cholesky factors (R, R, ...), column by column."""
-    size = matrix.shape[0]
+    """Lower Cholesky factors (R, R, ...), column by column.
+
+    A pivot that is less than float32 knows of its diagonal is a rounding error, and so is its column, which would be divided by next to
+    nothing: such a column is a bare pivot of that size.
+    """
+    size, known = matrix.shape[0], jnp.maximum(ROUNDING * jnp.diagonal(matrix), 1e-30)
     below = jnp.arange(size).reshape(-1, *(1,) * (matrix.ndim - 2))
 
     def column(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         rest, out = state
-        this = jnp.where(below >= i, rest[:, i] / jnp.sqrt(jnp.maximum(rest[i, i], 1e-30)), 0.0)
+        pivot, least = rest[i, i], known[..., i]
+        this = jnp.where(below > i, jnp.where(pivot > least, rest[:, i] / jnp.sqrt(jnp.maximum(pivot, least)), 0.0), 0.0)
+        this = jnp.where(below == i, jnp.sqrt(jnp.maximum(pivot, least)), this)
         return rest - this[:, None] * this[None], out.at[:, i].set(this)
 
     return jax.lax.fori_loop(0, size, column, (matrix, jnp.zeros_like(matrix)))[1]

@@ -21,8 +21,8 @@ def tail_of(known: Evidence, hyper: Hyper) -> float:
     if not probes:
         return 0.0
     dates = temporal(hierarchy, hyper)
-    found = [np.asarray(errors(batch, hyper, dates)) for batch in probes]
-    of_scale = [np.concatenate([np.ravel(e[np.asarray(batch.scale) == i]) for e, batch in zip(found, probes, strict=True)]) for i in range(len(LEVELS))]
+    found = [(np.asarray(batch.scale), np.asarray(errors(batch, hyper, dates))) for batch in probes]
+    of_scale = (np.concatenate([z[scale == i].ravel() for scale, z in found]) for i in range(len(LEVELS)))
     return learned(of_scale, INDEPENDENT)
 
 

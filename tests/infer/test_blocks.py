@@ -28,6 +28,17 @@ def test_inverse_determinant_and_root_are_those_of_numpy(size: int) -> None:
     np.testing.assert_allclose(lower, np.linalg.cholesky(last), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("size", [4, 12, 24])
+def test_a_root_of_what_rounding_made_indefinite_is_one_all_the_same(size: int) -> None:
+    """Covariances of fewer things than they have rows: last pivots are rounding errors of either sign (a cell's objects, seen by few dates)."""
+    rng = np.random.default_rng(size)
+    few = rng.normal(size=(500, size, size // 2)) * np.geomspace(1, 1e-3, size // 2)
+    matrix = (few @ np.swapaxes(few, 1, 2)).astype(np.float32) + np.float32(1e-9) * np.eye(size, dtype=np.float32)
+    lower = np.moveaxis(np.asarray(root(jnp.moveaxis(matrix, (-2, -1), (0, 1))), np.float64), (0, 1), (-2, -1))
+    wrong = np.abs(lower @ np.swapaxes(lower, 1, 2) - matrix).max((1, 2))
+    assert (wrong < 1e-4 * np.trace(matrix, axis1=1, axis2=2)).all()
+
+
 def test_lower_inverse_by_halves() -> None:
     factor = np.tril(np.random.default_rng(0).normal(size=(600, 600))) / 30 + np.eye(600)
     found = np.asarray(invert_lower(jnp.asarray(factor, jnp.float32)), np.float64)

@@ -19,7 +19,7 @@ from fusion.service import extend as extending
 from fusion.service import run as running
 from fusion.service.continued import before_of, continue_tile, turned, window_of
 from fusion.service.job import Job
-from fusion.service.store import CubeStore
+from fusion.service.store import FORMAT, CubeStore
 from fusion.service.tile import fuse_tile
 from tests.service.test_store import snapshot
 from tests.service.worlds import BBOX, archive, quick_fit, small_job
@@ -183,7 +183,7 @@ def test_an_interrupted_extension_goes_on(plain: CubeStore, tmp_path: Path) -> N
     for index in done:
         continue_tile(new.url, new.about["fingerprint"], index, fit=quick_fit)
     # as if it had died while the template was written
-    new.objects.put("status/claim.json", {"format": 1, "fingerprint": new.about["fingerprint"]})
+    new.objects.put("status/claim.json", {"format": FORMAT, "fingerprint": new.about["fingerprint"]})
     summary = extending.extend(old.url, target, bbox=BBOX, fit=quick_fit, progress="none")
     assert summary.before == len(done)
     assert summary.left == 0

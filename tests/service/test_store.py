@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from fusion.cube.cube import Cube
 from fusion.errors import StoreError
 from fusion.service.plan import tile_at
-from fusion.service.store import CODES, CubeStore
+from fusion.service.store import CODES, FORMAT, CubeStore
 from fusion.service.template import DRAW_STEP, Layout
 from tests.service.worlds import fields, small_cube
 
@@ -179,7 +179,7 @@ def test_another_job_is_refused_and_the_same_one_goes_on(tmp_path: Path) -> None
 
 def test_a_half_made_template_is_completed(tmp_path: Path) -> None:
     store = create(tmp_path / "c.zarr")
-    store.objects.put("status/claim.json", {"format": 1, "fingerprint": "f" * 64})
+    store.objects.put("status/claim.json", {"format": FORMAT, "fingerprint": "f" * 64})
     shutil.rmtree(tmp_path / "c.zarr" / "sd")
     with pytest.raises(StoreError, match="unfinished"):
         CubeStore.open(store.url)

@@ -124,7 +124,7 @@ def honest_measure(observations: Any, cube: Cube, *, most: int, hyper: Any, seed
             measured = data[np.isfinite(data)].astype(float) + float(level)
             rows.append(pd.DataFrame({
                 "sensor": obs.sensor, "scene": obs.scene_id, "band": band, "class": np.arange(measured.size) % 2, "gap": 16.0,
-                "measured": measured + 0.1 * (np.arange(measured.size) % 2 == 0), "sd": 0.01, "linear": np.nan,
+                "measured": measured + 0.1 * (np.arange(measured.size) % 2 == 0), "sd": 0.01, "tail": 0.0, "linear": np.nan,
                 "theta": "given" if hyper is not None else "learned",
             }).assign(predicted=lambda t: t["measured"] + 0.01 * rng.normal(size=len(t))))
     return pd.concat(rows, ignore_index=True)
