@@ -8,6 +8,7 @@
     status          (tile_y, tile_x)               uint8     CF flags, see CODES
     chi_square      (sensor, tile_y, tile_x)       float32   reduced chi-square
     looks           (sensor, tile_y, tile_x)       uint16    scenes fused
+    tail            (tile_y, tile_x)               float32   index of the law of errors, in units of sd: 0 = normal
     time y x component sensor spatial_ref                    CF coordinates; x, y in metres at pixel centres
 
 A draw is stored relative to its own mean and sd, in steps of 1/256: quantising costs 1/256/sqrt(12) = .11 % of an sd, whatever
