@@ -92,7 +92,7 @@ class FusionAccessor:
         out = out.assign_coords(basis_sd=floor**0.5)
         out["basis_sd"].attrs = {"units": "1", "long_name": "part of sd that the spectral basis cannot express; not in draws"}
         if "tail" in z:
-            out = out.assign_coords(tail=self._tail())
+            out = out.assign_coords(tail=self._tail)
         return out.assign_attrs(self._georeference())
 
     def _exact(self, h: xr.DataArray) -> xr.DataArray | None:
@@ -103,7 +103,7 @@ class FusionAccessor:
         z = self._data
         if not {"canonical_sd", "mixing"} <= set(z.variables):
             return None
-        tile_row, tile_col = (np.floor(at).astype(int) for at in self._at())
+        tile_row, tile_col = (np.floor(at).astype(int) for at in self._at)
         turned = xr.dot(h, z["mixing"], dim="component").transpose("tile_y", "tile_x", "canonical", ...).compute()
         if not np.isfinite(turned.values[np.unique(tile_row)][:, np.unique(tile_col)]).all():
             return None  # the run has not ended, or its engine gave no account
@@ -117,11 +117,13 @@ class FusionAccessor:
             dask="parallelized", output_dtypes=[np.float32], dask_gufunc_kwargs={"output_sizes": {dim: table.shape[-1]}},
         ).assign_coords({dim: h[dim]})  # fmt: skip
 
+    @cached_property
     def _at(self) -> tuple[xr.DataArray, xr.DataArray]:
         """Where the view's pixel centres lie, down and across, in tiles from the cube's first corner."""
         z, grid, core = self._data, self.cube.grid, int(self.facts["tile"])
         return ((grid.y[0] - z["y"]) / grid.resolution + 0.5) / core, ((z["x"] - grid.x[0]) / grid.resolution + 0.5) / core
 
+    @cached_property
     def _tail(self) -> xr.DataArray:
         """Tail index of the law of errors (y, x): the tiles' own in their middle, linear between them, so that intervals show no seam."""
         table = self._data["tail"].values.astype(np.float64)
@@ -131,7 +133,7 @@ class FusionAccessor:
             return np.asarray(map_coordinates(table, places.reshape(2, -1), order=1, mode="nearest"), np.float32).reshape(places.shape[1:])
 
         chunks = {dim: size[0] for dim, size in self._data["mean"].chunksizes.items() if dim in ("y", "x")}
-        rows, cols = (at.chunk({dim: n for dim, n in chunks.items() if dim in at.dims}) for at in self._at())
+        rows, cols = (at.chunk({dim: n for dim, n in chunks.items() if dim in at.dims}) for at in self._at)
         found = xr.apply_ufunc(of, rows, cols, dask="parallelized", output_dtypes=[np.float32])
         return found.assign_attrs(units="1", long_name="tail index of the law of errors, 0 = normal")
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
 from fusion.errors import JobError
-from fusion.process.tails import normal_score, quantile
+from fusion.process import tails
 
 POOL = 5
 """pixels: what draws say about correlation and shape is pooled over POOL x POOL neighbours, where it varies little"""
@@ -54,13 +54,11 @@ def quantiles(estimate: xr.Dataset, q: Sequence[float] | float) -> xr.DataArray:
 
     Raises JobError for a q outside 0..1, or one that is farther out than the draws can tell.
     """
-    levels = np.atleast_1d(np.asarray(q, float))
-    if levels.size == 0 or not ((levels > 0) & (levels < 1)).all():
-        raise JobError(f"asked for quantiles {q}: give numbers between 0 and 1, such as (0.05, 0.5, 0.95)")
+    levels = tails.levels(q)
     if "plug_in" not in estimate or "draws" not in estimate:
         law = estimate.coords.get("tail", xr.DataArray(0.0))
         shape = xr.apply_ufunc(
-            lambda tail: quantile(levels, tail), law, output_core_dims=[["quantile"]], dask="parallelized", output_dtypes=[np.float64],
+            lambda tail: tails.quantile(levels, tail), law, output_core_dims=[["quantile"]], dask="parallelized", output_dtypes=[np.float64],
             dask_gufunc_kwargs={"output_sizes": {"quantile": levels.size}},
         ).assign_coords(quantile=levels)
         return (estimate["mean"] + estimate["sd"] * shape).transpose("quantile", ...)
@@ -83,7 +81,7 @@ def quantiles(estimate: xr.Dataset, q: Sequence[float] | float) -> xr.DataArray:
 def normal_errors(estimate: xr.Dataset, truth: Any) -> xr.DataArray:
     """Errors (truth - mean) in sd, on a scale on which the law of errors is standard normal: what `plots.calibration` judges."""
     z = (truth - estimate["mean"]) / estimate["sd"]
-    return xr.apply_ufunc(normal_score, z, estimate.coords.get("tail", xr.DataArray(0.0)), dask="parallelized", output_dtypes=[np.float64])
+    return xr.apply_ufunc(tails.normal_score, z, estimate.coords.get("tail", xr.DataArray(0.0)), dask="parallelized", output_dtypes=[np.float64])
 
 
 def interval(estimate: xr.Dataset, level: float = 0.9) -> xr.Dataset:

@@ -14,7 +14,7 @@ from fusion.cube.calendar import instant_of
 from fusion.cube.cube import Cube
 from fusion.cube.spectrum import Response
 from fusion.errors import JobError
-from fusion.process.tails import quantile
+from fusion.process.tails import levels, quantile
 
 Floats = NDArray[np.float32]
 
@@ -135,11 +135,9 @@ class Posterior:
         self, q: Sequence[float] | float, what: Any, times: Sequence[Any] | None = None, *, noise: Any = None
     ) -> NDArray[np.float32]:
         """(Q, N, B, Y, X) quantiles of what `predict` gives, in 0..1: mean + sd F^-1(q), F the law of errors."""
-        levels = np.atleast_1d(np.asarray(q, np.float64))
-        if levels.size == 0 or not ((levels > 0) & (levels < 1)).all():
-            raise JobError(f"asked for quantiles {q}: give numbers between 0 and 1, such as (0.05, 0.5, 0.95)")
+        shape = quantile(levels(q), self.tail)[:, None, None, None, None]
         mean, sd = self.predict(what, times, noise=noise)
-        return (mean + sd * quantile(levels, self.tail)[:, None, None, None, None]).astype(np.float32)
+        return (mean + sd * shape).astype(np.float32)
 
     def expectation(self, f: Callable[..., Any], what: Any, times: Sequence[Any] | None = None) -> Expectation:
         """E and sd of f(band, band, ...) over the draws.  f: takes the B reflectances of `what`, each (N, Y, X), returns (N, Y, X)."""

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaincinv, ndtr, ndtri
 
+from fusion.errors import JobError
+
 Floats = NDArray[np.float64]
 SCALES = 8
 HEAVIEST = 0.5
@@ -60,6 +62,14 @@ def quantile(p: Any, tail: Any = 0.0) -> Floats:
     found = np.stack([np.interp(upper, row, z) for row in table], 1) * np.sign(p - 0.5).reshape(-1, 1)  # (p, STEPS)
     each = [np.interp(tail, STEPS, row, left=np.nan, right=np.nan) for row in found]
     return np.stack(each, -1).reshape((*tail.shape, *p.shape))
+
+
+def levels(q: Any) -> Floats:
+    """The quantiles that somebody asks for, (Q,).  Raises JobError for one outside 0..1."""
+    asked = np.atleast_1d(np.asarray(q, np.float64))
+    if asked.size == 0 or not ((asked > 0) & (asked < 1)).all():
+        raise JobError(f"asked for quantiles {q}: give numbers between 0 and 1, such as (0.05, 0.5, 0.95)")
+    return asked
 
 
 def crps(error: Any, sd: Any, tail: float = 0.0) -> Floats:
@@ -121,4 +131,4 @@ def _binned(z: Floats) -> tuple[Floats, Floats]:
     return np.exp(0.03 * found), count.astype(np.float64)
 
 
-__all__ = ["HEAVIEST", "SCALES", "cdf", "crps", "learned", "normal_score", "quantile", "scales"]
+__all__ = ["HEAVIEST", "SCALES", "cdf", "crps", "learned", "levels", "normal_score", "quantile", "scales"]

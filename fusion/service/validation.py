@@ -149,8 +149,7 @@ def _of_job(job: Job, tiles: int, looks: int) -> tuple[Job, str, list[Exam]]:
 
 def _of_store(store: CubeStore, tiles: int, looks: int) -> tuple[Job, str, list[Exam]]:
     at = desk(store.url, store.about["fingerprint"])
-    known = {index: store.record(index) for index in store.committed()}
-    exams = _sampled(at.job, store.cube, at.coverage, at.halo, tiles, looks, known, store.provenance.get("anchor", (0, 0)))
+    exams = _sampled(at.job, store.cube, at.coverage, at.halo, tiles, looks, store.records(), store.provenance.get("anchor", (0, 0)))
     return at.job, store.url, [replace(exam, landscape=landscape_of(store)) for exam in exams]
 
 
