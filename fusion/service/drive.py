@@ -8,9 +8,13 @@ others is started a second time elsewhere, which is safe because writing a tile 
 from __future__ import annotations
 
 import logging
+import signal
 import statistics
+import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +40,30 @@ LEAST_WAIT = 60.0
 """seconds that any task may take before it is a straggler"""
 
 
+@contextmanager
+def interruptions() -> Iterator[list[int]]:
+    """A list that grows with every Ctrl-C, beside what the signal does already.
+
+    An exception is lost that is raised while Python is inside a weak reference's callback or a finaliser, and a driver of
+    many futures often is: whoever works for long looks here too.
+    """
+    asked: list[int] = []
+    usual = signal.getsignal(signal.SIGINT)
+    if not callable(usual) or threading.current_thread() is not threading.main_thread():
+        yield asked  # ignored by who started us, or heard by another thread
+        return
+
+    def heard(number: int, frame: Any) -> None:
+        asked.append(number)
+        usual(number, frame)
+
+    signal.signal(signal.SIGINT, heard)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
 @dataclass
 class Drive:
     """The window of tasks in flight."""
@@ -57,9 +85,15 @@ class Drive:
     name: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
     def finish(self) -> None:
-        """Until every tile is committed or given up."""
+        """Until every tile is committed or given up; Ctrl-C ends it with a KeyboardInterrupt."""
+        with interruptions() as asked:
+            self._work(asked)
+
+    def _work(self, asked: list[int]) -> None:
         try:
             while True:
+                if asked:
+                    raise KeyboardInterrupt
                 while len(self.flying) < self._width() and (step := self.work.next()) is not None:
                     self._submit(step)
                 if not self.flying:
