@@ -79,7 +79,7 @@ def settle(
     chi = _by_sensor(problem, np.asarray(found.chi_square))
     status, message = _status(problem, found, chi, int(bad.sum()), tolerance, max_iterations)
     diagnostics = {
-        "iterations": int(found.iterations), "solver_error_sd": float(found.error), "clipped": clipped(mean, cube),
+        "iterations": int(found.iterations), "solver_error_sd": float(found.error), "not_finite": int(bad.sum()), "clipped": clipped(mean, cube),
         "prior_left": float(np.mean(sd**2) / np.mean(np.asarray(hierarchy.prior_sd(hyper)) ** 2)),
         "looks": {s.sensor: int((np.asarray(s.precision) > 0).any((1, 2, 3)).sum()) for s in problem.series},
     }

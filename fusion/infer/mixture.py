@@ -73,7 +73,7 @@ def fit_with(
 ) -> Posterior:
     """Pose, weigh outliers down where the mode of theta leaves any, learn theta, and mix the fields of its draws.
 
-    samples: of the approximate posterior behind the sd, in all.
+    A draw whose field comes out not finite is replaced by theta's mean. samples: of the approximate posterior behind the sd, in all.
     """
     problem = pose(observations, cube, origin=origin, folded=True, **settings)
     guess = problem.hyper if hyper is None else matched(hyper, problem.hyper)
@@ -89,11 +89,16 @@ def fit_with(
     theta = learn(begun)
     hypers = theta.hypers
     each = -(-samples // len(hypers))
-    parts = [
-        settle(problem, one, cube, draws=draws // len(hypers) + (i < draws % len(hypers)), seed=seed * 1009 + i, samples=each, **solver)
-        for i, one in enumerate(hypers)
-    ]
-    found = with_moments(mixed(parts, theta, {"gross_residuals": gross}), problem, seed)
+
+    def settled(i: int, one: Hyper) -> Posterior:
+        share = draws // len(hypers) + (i < draws % len(hypers))
+        return settle(problem, one, cube, draws=share, seed=seed * 1009 + i, samples=each, **solver)
+
+    parts = [settled(i, one) for i, one in enumerate(hypers)]
+    lost = [i for i, part in enumerate(parts) if part.diagnostics["not_finite"]]
+    for i in lost:  # an extreme draw of theta that float32 cannot solve would be mixed in as the prior
+        parts[i] = settled(i, theta.hyper)
+    found = with_moments(mixed(parts, theta, {"gross_residuals": gross, "thetas_replaced": len(lost)}), problem, seed)
     return with_tail(found, tail_of(begun.known, theta.hyper))
 
 

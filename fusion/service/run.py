@@ -113,11 +113,20 @@ def fuse(store: CubeStore, job: Job, *, fit: Fit | None = None, progress: str = 
     summary = Summary(store.url, math.prod(store.layout.tiles), before=len(done))
     try:
         if summary.left or provisional(store, done):
+            _compare_versions(store)
             with connected(job.cluster) as client, shown(progress, summary) as show:
                 _fuse_rest(client, store, job, summary, show, {"fit": fit, "read_retries": job.cluster.read_retries}, done)
     finally:  # after our own workers have ended: what they were writing is written, or it is not
         _settled(store)
     return summary
+
+
+def _compare_versions(store: CubeStore) -> None:
+    """A warning where other packages go on with a cube than began it: its tiles may differ by more than rounding."""
+    now, begun = versions(), store.provenance.get("versions") or {}
+    changed = [f"{name} {begun[name]} -> {now[name]}" for name in now if name != "platform" and begun.get(name, now[name]) != now[name]]
+    if changed:
+        log.warning("this cube was begun with other versions, its tiles may differ: %s; a new output address makes it all of one", ", ".join(changed))
 
 
 def _fuse_rest(

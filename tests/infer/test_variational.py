@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusion.infer import Posterior, Status, fit, population, summarise
+from fusion.infer import Posterior, Status, engine, fit, mixture, population, summarise
 from fusion.infer.mixture import aligned, mixed, robust_weights
 from fusion.infer.problem import Problem
 from fusion.infer.theta import Theta, antithetic
@@ -50,6 +50,29 @@ def test_the_default_engine_is_deterministic(tile: Any, fitted: Posterior) -> No
     again = fit(*tile, draws=4, seed=1, **CHEAP)
     np.testing.assert_array_equal(again.mean, fitted.mean)
     np.testing.assert_array_equal(again.draws, fitted.draws)
+
+
+def test_a_theta_that_cannot_be_solved_gives_way_to_the_mean(tile: Any, fitted: Posterior, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Hyper] = []
+
+    def settle(problem: Problem, hyper: Hyper, cube: Any, **given: Any) -> Posterior:
+        tried.append(hyper)
+        found = engine.settle(problem, hyper, cube, **given)
+        if len(tried) > 1:
+            return found
+        prior = problem.hierarchy.prior_sd(hyper)  # as `settle` answers where nothing is finite
+        told = {**found.diagnostics, "not_finite": found.mean.size}
+        return replace(found, mean=0 * found.mean, sd=np.array(prior), status=Status.NOT_CONVERGED, diagnostics=told)
+
+    monkeypatch.setattr(mixture, "settle", settle)
+    found = fit(*tile, draws=4, seed=1, **CHEAP)
+    assert len(tried) == 3
+    assert tried[2].to_attrs() == found.hyper.to_attrs()
+    assert found.status is Status.OK
+    assert found.diagnostics["thetas_replaced"] == 1
+    assert fitted.diagnostics["thetas_replaced"] == 0
+    assert len(found.draws) == 4
+    assert np.sqrt(np.mean((found.mean - fitted.mean) ** 2)) < 0.3 * np.mean(fitted.sd)
 
 
 def test_no_observation_is_the_prior(tile: Any) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +138,24 @@ def test_a_rerun_sees_the_frozen_scenes(undisturbed: CubeStore) -> None:
     assert job.fingerprint != undisturbed.about["fingerprint"]
     again = running.resume(undisturbed.url, fit=quick_fit)
     assert again.before == 9
+
+
+def test_going_on_with_other_versions_is_said(
+    undisturbed: CubeStore, tmp_path: Path, workers: LocalCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(undisturbed.url, tmp_path / "cube.zarr")
+    store = CubeStore.open(tmp_path / "cube.zarr")
+    caplog.set_level(logging.WARNING, logger="fusion")
+    for other in (False, True):
+        if other:
+            monkeypatch.setattr(running, "versions", lambda: {**undisturbed.provenance["versions"], "jax": "99.1", "platform": "another"})
+        store.forget((1, 1))
+        caplog.clear()
+        assert running.resume(store.url, scheduler=workers.scheduler_address, fit=quick_fit, progress="none").done == 1
+        told = [r.getMessage() for r in caplog.records if "other versions" in r.getMessage()]
+        assert len(told) == other
+    assert f"jax {undisturbed.provenance['versions']['jax']} -> 99.1" in told[0]
+    assert "platform" not in told[0]
 
 
 @pytest.fixture
