@@ -129,7 +129,7 @@ class Landscape:
         """The inverse of `to_arrays`.  Raises StoreError for arrays that an earlier version wrote."""
         told = json.loads(arrays["told"].tobytes())
         lost = {f.name for f in fields(Learned)}.difference(*told["learned"]) if told["learned"] else set()
-        if missing := ({"colour", "prior", "cover0/weight"} - set(arrays)) | lost:
+        if missing := ({"colour", "prior", "cover0/factors"} - set(arrays)) | lost:
             raise StoreError(
                 f"a landscape was asked for and one without {', '.join(sorted(missing))} was found: its cube was begun with an earlier version; "
                 "make a new cube of the same job"
@@ -303,7 +303,7 @@ def _keys(rows: Sequence[Any]) -> tuple[Key, ...]:
 
 def _cover(arrays: Mapping[str, NDArray[Any]], name: str) -> Cover:
     part: dict[str, Any] = {field.name: arrays[f"{name}/{field.name}"] for field in fields(Cover)}
-    return Cover(**part | {one: float(part[one]) for one in ("width", "slope")})
+    return Cover(**part | {one: float(part[one]) for one in ("width", "slope", "rest")})
 
 
 def _plain(one: Learned | Sight) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 from skimage.segmentation import watershed
 
-from fusion.process import liveliness
+from fusion.process import gaps, liveliness
 
 Planes = NDArray[np.floating]
 PARTS = 12
@@ -41,6 +41,10 @@ class Cover:
     """squared distance between features over which memberships fade"""
     slope: float
     """mean length of the features' gradient, per pixel"""
+    factors: NDArray[np.float64]
+    """(N, G) what each image shows of the ground's hidden factors, which fill its gaps (`gaps`); 0 for planes of a map and unseen ones"""
+    rest: float
+    """variance of an image that they leave"""
     lively: NDArray[np.float64]
     """(C or 1,) how much the pixels of a class change, as a variance in units of the average over the ground"""
     before: NDArray[np.int64]
@@ -74,13 +78,19 @@ class Cover:
         flat = np.where(seen, flat, 0.0)
         mean = flat.sum(1) / np.maximum(seen.sum(1), 1)
         keep = seen.mean(1) > 0.05
-        flat = np.where(seen, flat - mean[:, None], 0.0)
-        loadings = np.zeros((1, planes))
+        loadings, factors, rest = np.zeros((1, planes)), np.zeros((planes, 0)), 1.0
         since = np.full(planes, -1) if before is None else np.asarray(before, np.int64)
         parts = np.ones(planes) if share is None else np.asarray(share, np.float64)
+        looks = keep & (parts > 0)
+        if looks.any():
+            mean[looks], told, rest = gaps.learn(flat[looks], seen[looks], seed)
+            factors = np.zeros((planes, told.shape[1]))
+            factors[looks] = told
+        flat = np.where(seen, flat - mean[:, None], 0.0)
         if keep.any() and (np.abs(flat[keep]) > 1e-6).any():
-            size = _sizes(flat[keep], parts[keep])
-            flat = size[:, None] * _scaled_up(flat[keep], seen[keep], parts[keep])
+            flat = gaps.filled(flat, seen, factors, rest)[keep]
+            size = _sizes(flat, parts[keep])
+            flat = size[:, None] * flat
             values, vectors = np.linalg.eigh(flat @ flat.T / flat.shape[1])
             order = np.argsort(values)[::-1][:PARTS]
             order = order[values[order] > 1e-6 * values.max()]
@@ -89,7 +99,7 @@ class Cover:
         steps = liveliness.differences(patches, since)
         usual = liveliness.usual(steps)
         told = parts if weight is None else np.asarray(weight, np.float64)
-        bare = cls(mean, loadings, np.zeros((0, len(loadings))), 1.0, 1.0, np.ones(1), since, parts, told, *usual)
+        bare = cls(mean, loadings, np.zeros((0, len(loadings))), 1.0, 1.0, factors, rest, np.ones(1), since, parts, told, *usual)
         found = bare.features(patches.reshape(planes, number * shape[0], shape[1])).reshape(-1, number, *shape)
         inner = _slope(found)[:, 1:-1, 1:-1] if number > 1 and min(shape) > 2 else _slope(found)
         centres, width = _centres(found.reshape(len(found), -1).T, count, seed)
@@ -103,14 +113,14 @@ class Cover:
     def part(self, planes: list[int]) -> Cover:
         """The same for some of the planes, in this order."""
         place = {plane: i for i, plane in enumerate(planes)}
-        some = {name: getattr(self, name)[planes] for name in ("mean", "share", "weight", "step", "swing")}
+        some = {name: getattr(self, name)[planes] for name in ("mean", "factors", "share", "weight", "step", "swing")}
         before = np.array([place.get(int(self.before[plane]), -1) for plane in planes], np.int64)
         return replace(self, loadings=self.loadings[:, planes], before=before, **some)
 
     def features(self, stack: Planes) -> NDArray[np.float64]:
         """(F, Y, X) of a stack (N, Y, X) of the planes, NaN = missing.
 
-        A missing value is the plane's mean; what images say of pixels that few of them saw is scaled up to what it would be.
+        What an image did not see of a pixel is filled with what the others that saw it say; where none did, and in a map, with the plane's mean.
         """
         count, *shape = stack.shape
         used = np.abs(self.loadings).max(0) > 0
@@ -118,7 +128,7 @@ class Cover:
             return np.zeros((1, *shape))
         flat = stack.reshape(count, -1)[used].astype(np.float64)
         seen = np.isfinite(flat)
-        flat = _scaled_up(np.where(seen, flat - self.mean[used][:, None], 0.0), seen, self.share[used])
+        flat = gaps.filled(np.where(seen, flat - self.mean[used][:, None], 0.0), seen, self.factors[used], self.rest)
         return (self.loadings[:, used] @ flat).reshape(-1, *shape)
 
     def classes(self, found: NDArray[np.float64], count: int = 64) -> NDArray[np.float32]:
@@ -156,12 +166,6 @@ class Cover:
         markers = np.zeros(slope.shape, np.int32)
         markers[seed] = 1 + np.arange(int(seed.sum()))
         return np.asarray(watershed(slope, markers, compactness=1.0 / size) - 1, dtype=np.int32)
-
-
-def _scaled_up(flat: NDArray[np.float64], seen: NDArray[np.bool_], share: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Deviations (N, P), 0 where not `seen`, those of images (share > 0) over the part of them that saw a pixel, at least a fifth."""
-    images = share > 0
-    return np.where(images[:, None], flat / np.maximum(seen[images].mean(0), 0.2), flat) if images.any() else flat
 
 
 def _sizes(flat: NDArray[np.float64], share: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -60,7 +60,7 @@ def test_a_map_that_says_nothing_changes_nothing(codes: np.ndarray) -> None:
 
 
 def test_ground_of_no_code_is_what_images_say() -> None:
-    """An unknown code is the mean of all; what images say is not scaled up for it, as it is where images are missing."""
+    """An unknown code is the mean of all; a missing image is what the images that are there say of it, whatever the map."""
     looks, cube, origin = tile(0)
     cover = learn([survey(looks, cube, calibrate=False, origin=origin, land_cover=CODES)], cube, classes=16).cover
     stack = np.random.default_rng(0).normal(size=(len(cover.mean), 4, 5)) * 0.1
@@ -68,9 +68,12 @@ def test_ground_of_no_code_is_what_images_say() -> None:
     unknown = np.where((cover.share == 0)[:, None, None], np.nan, stack)
     np.testing.assert_allclose(cover.features(unknown), cover.features(mean), atol=1e-12)
     few = np.where(np.arange(len(mean))[:, None, None] % 2, np.nan, mean)
-    seen = np.isfinite(few[cover.share > 0]).mean()
-    expected = cover.loadings @ (np.nan_to_num(few - cover.mean[:, None, None]) / seen).reshape(len(mean), -1)
-    np.testing.assert_allclose(cover.features(few).reshape(len(expected), -1), expected, atol=1e-12)
+    gone = np.isnan(few[:, 0, 0]) & (cover.share > 0)
+    there = ~gone & (cover.share > 0)
+    deviation = np.where(np.isnan(few), 0.0, few - cover.mean[:, None, None]).reshape(len(mean), -1)
+    spread = cover.factors @ cover.factors.T + cover.rest * np.eye(len(mean))
+    deviation[gone] = spread[np.ix_(gone, there)] @ np.linalg.solve(spread[np.ix_(there, there)], deviation[there])
+    np.testing.assert_allclose(cover.features(few).reshape(len(cover.loadings), -1), cover.loadings @ deviation, atol=1e-8)
 
 
 def test_liveliness_is_what_images_say_whatever_the_map() -> None:

