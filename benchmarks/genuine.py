@@ -181,7 +181,7 @@ def judged(cube: xr.Dataset, scene: Scene, others: list[Scene]) -> Judged:
     mean, sd = (sum(tau[..., t] * _at(seen[part].isel(time=t), scene.geobox) for t in range(seen.sizes["time"])) for part in ("mean", "sd"))
     error = mean - scene.reflectance
     clear = np.isfinite(error)
-    spread = np.sqrt(sd**2 + scene.sigma.astype(float) ** 2 + sensor(scene.sensor).offset_sd ** 2)
+    spread = np.sqrt(sd**2 + scene.sigma.astype(float) ** 2 + sensor(scene.sensor).offset_of(mean) ** 2)
     peer = np.mean([_on(o, scene) for o in others], axis=0) - scene.reflectance if others else np.full(error.shape, np.nan)
     both = clear & np.isfinite(peer)
     return Judged(

@@ -83,7 +83,8 @@ def line(scenes: Sequence[Scene], target: int) -> Array:
 
 def season(scenes: Sequence[Scene], engine: str) -> list[tuple[Score, Score]]:
     """(straight line, this project) of every look that has others on both sides, on the pixels where the line exists."""
-    cube = Cube(Grid(scenes[0].geobox), Calendar(np.array([scene.when.time for scene in scenes])), SpectralBasis.library(8))
+    bands = [band.response for name in sorted({scene.sensor for scene in scenes}) for band in sensor(name).bands]
+    cube = Cube(Grid(scenes[0].geobox), Calendar(np.array([scene.when.time for scene in scenes])), SpectralBasis.seen_by(bands, 8))
     looks = [observe(scene, sensor(scene.sensor), cube) for scene in scenes]
     out = []
     for target in range(1, len(scenes) - 1):

@@ -85,7 +85,7 @@ def _sensor(product: str, labels: Mapping[str, str], orbits: tuple[Revisit, ...]
     return Sensor(
         name=name, title=f"HLS {product.upper()} version 2 nadir-adjusted reflectance", bands=tuple(bands), psf=psf, pixel=30.0,
         read=partial(read, name, labels), write=partial(write, labels), native=Utm(30.0, 0.0, reach_of(psf, 30.0)),
-        revisit=revisit.Plan(orbits), offset_sd=0.008, lifetime=(first, None),
+        revisit=revisit.Plan(orbits), offset_sd=0.004, offset_relative=0.03, lifetime=(first, None),
         collections=(
             Collection("https://planetarycomputer.microsoft.com/api/stac/v1", f"hls2-{product}"),
             Collection("https://cmr.earthdata.nasa.gov/stac/LPCLOUD", f"HLS{product.upper()}_2.0"),

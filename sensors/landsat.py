@@ -84,7 +84,7 @@ def _sensor(number: int, first: date, last: date | None) -> Sensor:
         name=name, title=f"Landsat {number} {'OLI' if oli else 'ETM+' if number == 7 else 'TM'} Collection 2 Level 2",
         bands=tuple(Band(b, tables[n], noise, (b, f"SR_B{n}", f"SR_B{n}.TIF")) for b, n in labels.items()), psf=psf, pixel=30.0,
         read=partial(read, name, labels), write=partial(write, labels), revisit=revisit.LANDSAT[number], lifetime=(first, last),
-        blind=slc_off if number == 7 else None, offset_sd=0.008 if oli else 0.012,
+        blind=slc_off if number == 7 else None, offset_sd=0.004 if oli else 0.005, offset_relative=0.03 if oli else 0.04,
         native=Utm(30.0, 15.0, reach_of(psf, 30.0), always_north=True), sources=(source(name), *sources.LANDSAT),
         collections=(*(Collection(f"https://{root}", c, {"platform": {"eq": name}}) for root, c in roots.items()), usgs),
     )  # fmt: skip

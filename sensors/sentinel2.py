@@ -78,7 +78,8 @@ def _sensor(letter: str, first: date) -> Sensor:
     return Sensor(
         name=name, title=f"{title} MSI Level 2A", psf=PSFS[20], pixel=20.0, lifetime=(first, None),
         bands=tuple(Band(b, tables[n[1:].lstrip("0")], NOISE, (b, n), PSFS[edge]) for b, (n, edge) in BANDS.items()),
-        read=partial(read, name), write=write, native=Utm(20.0, 0.0, REACH), revisit=revisit.SENTINEL_2[letter], offset_sd=0.010,
+        read=partial(read, name), write=write, native=Utm(20.0, 0.0, REACH), revisit=revisit.SENTINEL_2[letter],
+        offset_sd=0.004, offset_relative=0.04,
         collections=(Collection("https://earth-search.aws.element84.com/v1", COLLECTION_1, {"platform": {"eq": name}}), pc),
         sources=(source(name), *sources.SENTINEL_2),
     )  # fmt: skip

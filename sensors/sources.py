@@ -8,7 +8,7 @@ LANDSAT = (
     "Geolocation: 6 m CE90 against Sentinel-2 with the global reference, 12 m without; CE90 = 2.15 sd (Rengarajan et al. "
     "2024).",
     "Noise: product error .005 + 5 % (Vermote et al. 2016, RSE 185:46; Claverie et al. 2015, RSE 169:390), a fifth to a "
-    "half of it white, the common part in offset_sd and gain_sd; TM and ETM+ quantise to 8 bits at a signal-to-noise ratio "
+    "half of it white, the common part in offset_sd, offset_relative and gain_sd; TM and ETM+ quantise to 8 bits at a signal-to-noise ratio "
     "of 30-40.",
     "Haze: aerosol errors at optical depth .5 are 2-2.7 times those at .1 (modis-sr.ltdri.org); opacity above .3 is hazy "
     "(LSDS-1618).",
@@ -20,7 +20,7 @@ SENTINEL_2 = (
     "10 m, 24 m at 20 m; the 60 m band by its second moment.",
     "Geolocation: 5.1 m CE90 between dates with the global reference image; CE90 = 2.15 sd (Rengarajan et al. 2024).",
     "Noise: signal-to-noise ratios of 50-170 (ESA) and the white part of the atmospheric error .005 + 5 % (Doxani et al. "
-    "2018, Remote Sensing 10:352); its common part is offset_sd and gain_sd.",
+    "2018, Remote Sensing 10:352); its common part is offset_sd, offset_relative and gain_sd.",
 )
 HLS = (
     "Scale, fill, Fmask bits, regridding (10 m averaged, 20 m area-weighted, 60 m replicated): HLS User Guide 2.0 "

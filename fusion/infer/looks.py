@@ -246,7 +246,7 @@ def _series(group: list[Any], hierarchy: Hierarchy, left: NDArray[np.float64], i
         data, _pad(precision, count), footprint, jnp.asarray(colour, jnp.float32), tau,
         jnp.asarray(days + [days[-1]] * (count - len(days)), jnp.float32), jnp.asarray(first.layer.mean, jnp.float32),
         jnp.asarray(first.residual_var, jnp.float32), jnp.asarray(_left_out(left, tau, colour) * (not footprint.coarse), jnp.float32),
-        jnp.asarray(first.offset_sd, jnp.float32), jnp.asarray(first.gain_sd, jnp.float32),
+        jnp.asarray(np.sqrt(np.mean([np.square(o.offset_sd) for o in group], axis=0)), jnp.float32), jnp.asarray(first.gain_sd, jnp.float32),
         jnp.asarray([sd, max(float(first.discrepancy_days), 0.1)], jnp.float32), jnp.asarray(uneven, jnp.float32),
         jnp.asarray(phi, jnp.float32), jnp.asarray(loadings, jnp.float32), jnp.asarray(fleeting, jnp.float32),
         jnp.asarray(ids + list(range(count - len(ids))), jnp.uint32), rows, cols, jnp.asarray(index, jnp.int32),

@@ -247,7 +247,9 @@ def _channels(
             raise SceneError(f"{where}: {sensor.name} is an imaging spectrometer: the scene must give centres and fwhm in nm")
         responses = tuple(_band(sensor, scene, name).response for name in scene.bands)
         colour, mean, residual = basis.responses(responses)
-        offset, gain = (np.full(len(mean), sd) for sd in (sensor.offset_sd, sensor.gain_sd))
+        seen = precision > 0
+        bright = np.where(seen, values, 0.0).sum((1, 2)) / np.maximum(seen.sum((1, 2)), 1)
+        offset, gain = sensor.offset_of(bright), np.full(len(mean), sensor.gain_sd)
         return Channels(scene.bands, values, precision, colour, mean, residual, offset, gain)
     if scene.fwhm is None:
         raise SceneError(f"{where}: channel centres without widths: give fwhm in nm")

@@ -105,9 +105,11 @@ class Sensor:
     revisit: Revisit
     """(lon, lat, first, last) -> planned passes, without network; empty list = not predictable (aircraft)"""
     offset_sd: float
-    """prior sd of an acquisition's common error per band (aerosol, BRDF, calibration), reflectance"""
+    """prior sd of an acquisition's common error per band (aerosol, BRDF, calibration), reflectance, on black ground"""
     gain_sd: float = 0.02
     """prior sd of the sensor's relative gain error per band"""
+    offset_relative: float = 0.0
+    """what `offset_sd` rises by with the brightness of the ground, as a share of it"""
     discrepancy_sd: float = 0.0
     """prior sd of the temporally correlated error of a coarse sensor on its own cells, reflectance; 0 = none"""
     discrepancy_days: float = 10.0
@@ -131,6 +133,10 @@ class Sensor:
     """(native pixels, pass) -> (H, W) pixels that a fault of the instrument leaves out (Landsat 7 since 2003); used by simulation"""
     example_channels: tuple[tuple[float, float], ...] = ()
     """(centre, fwhm) nm of a typical file, for spectrometers: display, planning and simulation only"""
+
+    def offset_of(self, brightness: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Prior sd of an acquisition's common error where the mean reflectance is `brightness`: offset_sd + offset_relative rho."""
+        return self.offset_sd + self.offset_relative * np.maximum(np.asarray(brightness, np.float64), 0.0)
 
     def band(self, name: str) -> Band:
         """The band of that name; SensorError with the nearest name if there is none."""

@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 FACTORS = 12
 """at most"""
-SAMPLE = 4096
+SAMPLE = 2048
 """at most so many pixels are learned from"""
 ROUNDS = 12
 """of expectation-maximisation, from the covariance of pairs of planes where both were seen"""
@@ -53,8 +53,8 @@ def filled(flat: Floats, seen: Mask, loadings: Floats, rest: float) -> Floats:
     for i in range(0, len(gaps), CHUNK):
         part = gaps[i : i + CHUNK]
         there = seen[:, part]
-        factors = _expected(out[:, part], there, loadings, rest)[0]
-        out[:, part] = np.where(there, out[:, part], loadings @ factors.T)
+        precision, told = _normal(out[:, part], there, loadings, rest)
+        out[:, part] = np.where(there, out[:, part], loadings @ np.linalg.solve(precision, told[:, :, None])[:, :, 0].T)
     return out
 
 
@@ -72,11 +72,16 @@ def _begun(deviation: Floats, seen: Mask) -> tuple[Floats, float]:
 
 def _expected(deviation: Floats, seen: Mask, loadings: Floats, rest: float) -> tuple[Floats, Floats]:
     """((P, F) mean, (P, F, F) covariance) of the factors of pixels, given their deviations (N, P), 0 where not seen."""
+    precision, told = _normal(deviation, seen, loadings, rest)
+    spread: Floats = np.asarray(np.linalg.inv(precision), np.float64)
+    return np.einsum("pfg,pg->pf", spread, told), spread
+
+
+def _normal(deviation: Floats, seen: Mask, loadings: Floats, rest: float) -> tuple[Floats, Floats]:
+    """((P, F, F) precision, (P, F) precision times mean) of the factors."""
     width = loadings.shape[1]
     pairs = (loadings[:, :, None] * loadings[:, None]).reshape(len(loadings), -1)
-    precision = (seen.T.astype(np.float64) @ pairs).reshape(-1, width, width) / rest + np.eye(width)
-    spread: Floats = np.asarray(np.linalg.inv(precision), np.float64)
-    return np.einsum("pfg,pg->pf", spread, deviation.T @ loadings / rest), spread
+    return (seen.T.astype(np.float64) @ pairs).reshape(-1, width, width) / rest + np.eye(width), deviation.T @ loadings / rest
 
 
 def _maximal(x: Floats, weight: Floats, factors: Floats, spread: Floats, rest: float) -> tuple[Floats, Floats, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,34 +74,14 @@ class Cover:
         centres. Deterministic by seed.
         """
         planes, number, *shape = patches.shape
-        flat = patches.reshape(planes, -1).astype(np.float64)
-        seen = np.isfinite(flat)
-        flat = np.where(seen, flat, 0.0)
-        mean = flat.sum(1) / np.maximum(seen.sum(1), 1)
-        keep = seen.mean(1) > 0.05
-        loadings, factors, rest = np.zeros((1, planes)), np.zeros((planes, 0)), 1.0
         since = np.full(planes, -1) if before is None else np.asarray(before, np.int64)
         parts = np.ones(planes) if share is None else np.asarray(share, np.float64)
-        looks = keep & (parts > 0)
-        if looks.any():
-            mean[looks], told, rest = gaps.learn(flat[looks], seen[looks], seed)
-            factors = np.zeros((planes, told.shape[1]))
-            factors[looks] = told
-        flat = np.where(seen, flat - mean[:, None], 0.0)
-        if keep.any() and (np.abs(flat[keep]) > 1e-6).any():
-            flat = gaps.filled(flat, seen, factors, rest)[keep]
-            size = _sizes(flat, parts[keep])
-            flat = size[:, None] * flat
-            values, vectors = np.linalg.eigh(flat @ flat.T / flat.shape[1])
-            order = np.argsort(values)[::-1][:PARTS]
-            order = order[values[order] > 1e-6 * values.max()]
-            loadings = np.zeros((len(order), planes))
-            loadings[:, keep] = vectors[:, order].T / values[order][:, None] ** 0.25 * size
+        mean, factors, rest, loadings, found = _components(patches.reshape(planes, -1).astype(np.float64), parts, seed)
         steps = liveliness.differences(patches, since)
         usual = liveliness.usual(steps)
         told = parts if weight is None else np.asarray(weight, np.float64)
         bare = cls(mean, loadings, np.zeros((0, len(loadings))), 1.0, 1.0, factors, rest, np.ones(1), since, parts, told, *usual)
-        found = bare.features(patches.reshape(planes, number * shape[0], shape[1])).reshape(-1, number, *shape)
+        found = found.reshape(-1, number, *shape)
         inner = _slope(found)[:, 1:-1, 1:-1] if number > 1 and min(shape) > 2 else _slope(found)
         centres, width = _centres(found.reshape(len(found), -1).T, count, seed)
         alike = replace(bare, centres=centres, width=width, slope=max(float(inner.mean()), 1e-12))
@@ -166,6 +147,30 @@ class Cover:
         markers = np.zeros(slope.shape, np.int32)
         markers[seed] = 1 + np.arange(int(seed.sum()))
         return np.asarray(watershed(slope, markers, compactness=1.0 / size) - 1, dtype=np.int32)
+
+
+def _components(flat: NDArray[np.float64], share: NDArray[np.float64], seed: int) -> tuple[Any, Any, float, Any, Any]:
+    """(mean, factors, rest, loadings) as `Cover` has them, and the features (F, P) of values (N, P), NaN = missing.  share: (N,)."""
+    seen = np.isfinite(flat)
+    flat = np.where(seen, flat, 0.0)
+    mean, factors, rest = flat.sum(1) / np.maximum(seen.sum(1), 1), np.zeros((len(flat), 0)), 1.0
+    keep = seen.mean(1) > 0.05
+    looks = keep & (share > 0)
+    if looks.any():
+        mean[looks], shown, rest = gaps.learn(flat[looks], seen[looks], seed)
+        factors = np.zeros((len(flat), shown.shape[1]))
+        factors[looks] = shown
+    flat = np.where(seen, flat - mean[:, None], 0.0)
+    if not (keep.any() and (np.abs(flat[keep]) > 1e-6).any()):
+        return mean, factors, rest, np.zeros((1, len(flat))), np.zeros((1, flat.shape[1]))
+    flat = gaps.filled(flat, seen, factors, rest)[keep]
+    size = _sizes(flat, share[keep])
+    values, vectors = np.linalg.eigh(size[:, None] * (flat @ flat.T) * size / flat.shape[1])
+    order = np.argsort(values)[::-1][:PARTS]
+    order = order[values[order] > 1e-6 * values.max()]
+    loadings = np.zeros((len(order), len(seen)))
+    loadings[:, keep] = vectors[:, order].T / values[order][:, None] ** 0.25 * size
+    return mean, factors, rest, loadings, loadings[:, keep] @ flat
 
 
 def _sizes(flat: NDArray[np.float64], share: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -124,7 +124,8 @@ def _describe(one: Sensor, console: Console) -> None:
 def _facts(one: Sensor) -> dict[str, str]:
     noises = list(dict.fromkeys(b.noise for b in one.bands)) or [one.channel_noise or Noise(0.0, 0.0)]
     white = " or ".join(f"{n.a:g} + {n.b:g} ρ" for n in noises)
-    errors = f"white σ = {white} per value; common to a look {one.offset_sd:g}, gain {one.gain_sd:.0%}"
+    common = f"{one.offset_sd:g}" + (f" + {one.offset_relative:g} ρ" if one.offset_relative else "")
+    errors = f"white σ = {white} per value; common to a look {common}, gain {one.gain_sd:.0%}"
     if one.discrepancy_sd:
         errors += f"; slow, on its own cells, {one.discrepancy_sd:g} over {one.discrepancy_days:g} days"
     spread = {one.psf, *(b.psf for b in one.bands if b.psf)}

@@ -62,11 +62,11 @@ def sky(
 
 
 def offsets(seed: int, sensor: Sensor, key: object, centroids: Array) -> Array:
-    """(B,) error of one acquisition, sd `offset_sd` in every band: sqrt(.6) haze, stronger in the blue, + sqrt(.4) of its own."""
+    """(B,) error of one acquisition in units of its sd in every band: sqrt(.6) haze, other in the blue than in the red, + sqrt(.4) of its own."""
     rng = random(seed, "offset", sensor.name, key)
     tilt, own = rng.standard_normal(2), rng.standard_normal(centroids.size)
     angle = np.clip((centroids - 450.0) / 1100.0, 0, 1) * np.pi / 3
-    return sensor.offset_sd * (np.sqrt(0.6) * (np.cos(angle) * tilt[0] + np.sin(angle) * tilt[1]) + np.sqrt(0.4) * own)
+    return np.asarray(np.sqrt(0.6) * (np.cos(angle) * tilt[0] + np.sin(angle) * tilt[1]) + np.sqrt(0.4) * own)
 
 
 def gains(seed: int, sensor: Sensor, count: int) -> Array:

@@ -77,7 +77,7 @@ class World:
         size = (len(responses), *map(int, geobox.shape))
         n = self.nuisances
         value = clean * (1 + n.gain * (weather.gains(self.seed, one, len(responses)) - 1))[:, None]
-        value = value + n.offset * weather.offsets(self.seed, one, day, centroids)[:, None]
+        value = value + n.offset * weather.offsets(self.seed, one, day, centroids)[:, None] * one.offset_of(clean)
         if n.discrepancy and one.discrepancy_sd:
             value = value + n.discrepancy * weather.discrepancy(self.seed, one, day, *value.shape)
         facts = weather.noise_of(one, len(channels))

@@ -132,6 +132,7 @@ def _noise(one: Sensor) -> str:
         _need(noise is not None and 0 < noise.a <= 0.1 and 0 <= noise.b <= 0.5, f"{name}: {noise}",
                  "sigma = a + b rho with 0 < a <= .1 and 0 <= b <= .5, in reflectance")  # fmt: skip
     _need(0 < one.offset_sd <= 0.2, f"offset_sd {one.offset_sd}", "give the sd of an acquisition's common error, 0 to .2")
+    _need(0 <= one.offset_relative <= 0.5, f"offset_relative {one.offset_relative}", "give a share of the brightness, 0 to .5")
     _need(0 <= one.gain_sd <= 0.5, f"gain_sd {one.gain_sd}", "give a relative error, 0 to .5")
     _need(0 <= one.discrepancy_sd <= 0.2, f"discrepancy_sd {one.discrepancy_sd}", "give a reflectance, 0 for none")
     _need(one.discrepancy_days > 0, f"discrepancy_days {one.discrepancy_days}", "give a positive number of days")

@@ -45,6 +45,15 @@ def test_missing_is_precision_zero_and_data_are_anomalies() -> None:
     np.testing.assert_allclose(seen.precision[inner], look.sigma[:, 10:28, 10:27][inner] ** -2.0, rtol=1e-5)
 
 
+def test_the_common_error_of_a_look_goes_with_what_it_saw_of_each_band() -> None:
+    look = scene(raster(dx=-315.0))
+    look.reflectance[2] -= 0.6  # a band below zero has no brightness
+    got = observe(look, sensor(offset_sd=0.005, offset_relative=0.04), CUBE)
+    seen = np.where(got.precision > 0, got.data + np.asarray(got.layer.mean)[:, None, None], np.nan)
+    np.testing.assert_allclose(got.offset_sd, [0.005 + 0.04 * np.nanmean(seen[0]), 0.005 + 0.04 * np.nanmean(seen[1]), 0.005], rtol=0.01)
+    assert (observe(look, sensor(), CUBE).offset_sd == np.float32(0.01)).all()
+
+
 @settings(max_examples=25, deadline=None)
 @given(top=st.integers(0, 20), left=st.integers(0, 20), high=st.integers(12, 39), wide=st.integers(12, 39))
 def test_how_a_file_was_cropped_changes_only_what_is_missing(top: int, left: int, high: int, wide: int) -> None:

@@ -86,6 +86,7 @@ NEGATIVE = Response(np.array([430.0, 440.0, 450.0]), np.array([-0.2, 1.0, 0.1]))
         ({"bands": band(noise=Noise(0.0, 0.02))}, "noise", "sigma = a"),
         ({"bands": band(noise=Noise(50.0, 0.02))}, "noise", "reflectance"),
         ({"offset_sd": 0.0}, "noise", "common error"),
+        ({"offset_relative": 0.9}, "noise", "share of the brightness"),
         ({"discrepancy_days": 0.0}, "noise", "positive"),
         ({"pixel": 0.0}, "pixel", "metres"),
         ({"psf": PSF("gaussian", 4e4)}, "pixel", "metres"),
