@@ -3,10 +3,10 @@
 A level's temporal covariance is a convex mixture, unit variance on average over the dates,
 
     C = (1 - w) [ a_s 1 1^T + a_a cos(2 pi dt / 365.25) + a_m S(dt; length) + a_r M_1/2(dt / 4 d) ] + w E,
-    S = 1/2 M_3/2(dt / length) + 1/2 M_1/2(dt / (3 length)),
+    S = SMOOTH M_3/2(dt / length) + (1 - SMOOTH) M_1/2(dt / (3 length)),
 
 of what never changes, an annual cycle of free phase, slow change, rough change, and E, the covariance between dates
-that the data show (`empirical`).  Slow change is half smooth, half not.  A process with a slope (Matern-3/2) averages over looks of one
+that the data show (`empirical`).  Slow change is a fifth smooth, the rest not.  A process with a slope (Matern-3/2) averages over looks of one
 week, but carries their slope on into a gap, overshoots there and is too sure of it; an Ornstein-Uhlenbeck process stays near the
 straight line across a gap, but between close looks follows each one's error.  The rough part never vanishes, so that C stays well
 conditioned.
@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 YEAR = 365.25
 ROUGH_DAYS = 4.0
 """correlation time of the rough part, days: two looks in one week share weather and ground wetness, two months do not"""
+SMOOTH = 0.2
+"""share of the slow part that has a slope: a compromise of Salton and four summers of Landsat (fusion/DESIGN.md)"""
 PATIENCE = 3.0
 """memory of the slow part without a slope, in lengths of the one with: chosen on Salton and Coleambally (fusion/DESIGN.md)"""
 
@@ -45,8 +47,8 @@ def matern32(lag: Array, length: ArrayLike) -> Array:
 
 
 def slow(lag: Array, length: ArrayLike) -> Array:
-    """S of the module's equation: change over weeks, the mean of a process with a slope and one that remembers three times as long without."""
-    return 0.5 * matern32(lag, length) + 0.5 * matern12(lag, PATIENCE * jnp.asarray(length))
+    """S of the module's equation: change over weeks, by a process with a slope and one that remembers three times as long without."""
+    return SMOOTH * matern32(lag, length) + (1 - SMOOTH) * matern12(lag, PATIENCE * jnp.asarray(length))
 
 
 def annual(lag: Array) -> Array:

@@ -15,7 +15,7 @@ def test_formulas() -> None:
     lag = np.array([[0.0, 10.0], [10.0, 0.0]])
     np.testing.assert_allclose(kernels.matern12(lag, 5.0)[0, 1], np.exp(-2), rtol=1e-6)
     np.testing.assert_allclose(kernels.matern32(lag, 10.0 * np.sqrt(3))[0, 1], 2 * np.exp(-1), rtol=1e-6)
-    np.testing.assert_allclose(kernels.slow(lag, 10.0)[0, 1], ((1 + np.sqrt(3)) * np.exp(-np.sqrt(3)) + np.exp(-1 / 3)) / 2, rtol=1e-6)
+    np.testing.assert_allclose(kernels.slow(lag, 10.0)[0, 1], 0.2 * (1 + np.sqrt(3)) * np.exp(-np.sqrt(3)) + 0.8 * np.exp(-1 / 3), rtol=1e-6)
     np.testing.assert_allclose(kernels.annual(np.array(365.25 / 2)), -1, rtol=1e-5)
 
 
