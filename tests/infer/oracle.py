@@ -99,7 +99,7 @@ class World:
         share /= share.sum()
         length, odds = float(hyper.length[i]), float(hyper.learned[i])
         scaled = np.sqrt(3) * lag / length
-        slow = ((1 + scaled) * np.exp(-scaled) + np.exp(-lag / (3 * length))) / 2
+        slow = 0.2 * (1 + scaled) * np.exp(-scaled) + 0.8 * np.exp(-lag / (3 * length))
         c = share[0] + share[1] * np.cos(2 * np.pi * lag / 365.25) + share[2] * slow + share[3] * np.exp(-lag / 4)
         return (c + odds * np.asarray(self.hierarchy.empirical, np.float64)) / (1 + odds)
 
