@@ -87,9 +87,9 @@ class Drive:
     def finish(self) -> None:
         """Until every tile is committed or given up; Ctrl-C ends it with a KeyboardInterrupt."""
         with interruptions() as asked:
-            self._work(asked)
+            self._to_the_end(asked)
 
-    def _work(self, asked: list[int]) -> None:
+    def _to_the_end(self, asked: list[int]) -> None:
         try:
             while True:
                 if asked:

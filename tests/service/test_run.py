@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import weakref
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +25,6 @@ from fusion.errors import JobError, StoreError
 from fusion.service import drive as driving
 from fusion.service import run as running
 from fusion.service import tile as tiling
-from fusion.service.drive import Drive
 from fusion.service.reading import look
 from fusion.service.store import CubeStore
 from fusion.service.tile import fuse_tile
@@ -303,39 +301,6 @@ def test_ctrl_c_leaves_a_store_that_is_readable_and_goes_on(
     summary = running.resume(str(folder), scheduler=workers.scheduler_address, fit=quick_fit, progress="none")
     assert (summary.before, summary.left) == (len(done), 0)
     assert same_cube(store, undisturbed)
-
-
-class Node:
-    """Something that a weak reference can point to."""
-
-
-def test_ctrl_c_is_heard_where_python_drops_its_exception(
-    catalog: Path, tmp_path: Path, workers: LocalCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken, take = 0, Drive._take
-    dropped: list[Any] = []
-
-    def struck(*given: Any) -> None:
-        nonlocal taken
-        taken += 1
-        if taken == 1:
-            node = Node()
-            watch = weakref.ref(node, lambda _: signal.raise_signal(signal.SIGINT))
-            del node  # the callback runs here, and no exception leaves it
-            assert watch() is None
-        take(*given)
-
-    monkeypatch.setattr(Drive, "_take", struck)
-    monkeypatch.setattr(sys, "unraisablehook", lambda what: dropped.append(what.exc_type))
-    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        summary = running.run(small_job(catalog, tmp_path / "cube.zarr", cluster=on(workers)), fit=quick_fit, progress="none")
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, usual)
-    assert dropped == [KeyboardInterrupt]
-    assert summary.cancelled
-    assert summary.left > 0
 
 
 def hanging_fit(observations: Any, cube: Cube, *, origin: tuple[int, int], folder: Path, **given: Any) -> Any:
