@@ -71,8 +71,6 @@ class System:
         """A^T N^-1 values."""
         hierarchy = self.hierarchy
         each = [s.adjoint(n.apply(v), hierarchy.temporal) for s, n, v in zip(self.series, self.noise, values, strict=True)]
-        if not each:
-            return {name: jnp.zeros(shape) for name, shape in hierarchy.white_shapes.items()}
         mean = jnp.stack([m for m, _ in each]).sum(0)
         planes = kept(lambda: sum((c * hierarchy.liveliness for _, c in each), start=jnp.zeros(())), each[0][1])
         return hierarchy.gather(mean, planes, self.factors)
@@ -191,6 +189,8 @@ def posterior(
     `pairs` exact draws for that part instead (unbiased; its Monte-Carlo error falls as 1 / sqrt(2 pairs)).
     batch: right-hand sides that are solved together, default BATCH, on CPUs 1.
     """
+    if not series:
+        return _prior(hierarchy, hyper, key, pairs=pairs)
     batch = batch or (1 if jax.default_backend() == "cpu" else BATCH)
     told = told_to_pixels(series)
     system = prepare(hierarchy, series, hyper, weights, told=told)
@@ -208,6 +208,16 @@ def posterior(
 
 
 prepare = jax.jit(System.of, static_argnames="told")
+
+
+@partial(jax.jit, static_argnames="pairs")
+def _prior(hierarchy: Hierarchy, hyper: Hyper, key: Array, *, pairs: int) -> Field:
+    """`posterior` where nothing was seen: Q = I, so that the right-hand sides are the draws. Jobs have many such tiles, beside swaths and at sea."""
+    white = {name: jnp.zeros(shape) for name, shape in hierarchy.white_shapes.items()}
+    deviations = jax.lax.map(lambda i: white_noise(jax.random.fold_in(key, i), hierarchy), 1 + jnp.arange(pairs))
+    canonical = jnp.broadcast_to(jnp.asarray(sum(hierarchy.level_variance(hyper).values())), hierarchy.shape)
+    sd = jnp.sqrt(jnp.einsum("jk,tkyx->tjyx", hierarchy.mixing**2, canonical))
+    return Field(jnp.zeros(hierarchy.shape), sd, canonical, white, deviations, jnp.asarray(0), jnp.zeros(()), jnp.zeros(0))
 
 
 @partial(jax.jit, static_argnames=("pairs", "batch"))
@@ -239,7 +249,7 @@ def _summary(system: System, white: White, key: Array) -> tuple[Array, Array]:
         r = jnp.where(noise.white > 0, looks.data - fitted, 0.0)
         total = (r * noise.apply(r)).sum() + (moved * noise.apply(moved)).sum()
         chi.append(total / jnp.maximum((noise.white > 0).sum(), 1))
-    return mean, jnp.stack(chi or [jnp.zeros(())])
+    return mean, jnp.stack(chi)
 
 
 def _own_variance(system: System, inverse: Array) -> Array:

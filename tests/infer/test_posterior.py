@@ -83,6 +83,9 @@ def test_no_data_is_the_prior_exactly(posed: tuple[World, Cube]) -> None:
         assert (got.sd > 0).all()
         hierarchy = pose(observations, posed[1], **{k: v for k, v in SETTINGS.items() if k not in ("engine", "draws")}).hierarchy
         np.testing.assert_array_equal(got.sd, hierarchy.prior_sd(got.hyper))
+        drawn = fit(observations, posed[1], **{**SETTINGS, "draws": 400}).draws
+        np.testing.assert_array_equal(drawn[::2], -drawn[1::2])
+        np.testing.assert_allclose(np.sqrt((drawn**2).mean((0, 3, 4))), np.sqrt((got.sd**2).mean((2, 3))), rtol=0.2)
 
 
 def _with(obs: Any, **changes: Any) -> Any:
